@@ -157,7 +157,7 @@ def embed_pool(tower: VisionTower, items, side: int) -> tuple[torch.Tensor, dict
     head, tower.visual.head = tower.visual.head, torch.nn.Identity()
     for i in range(0, len(items), 16):
         fields = torch.stack([to_field(load(item.path).float() / 255, side) for item in items[i : i + 16]])
-        levels, embedding = tower.raw(fields)
+        levels, embedding = tower.forward_all(fields)
         pooled.append(embedding)
         for k, f in enumerate(levels):
             sums[k] = sums[k] + f.double().mean((0, 2, 3)) * len(fields)

@@ -1,4 +1,4 @@
-"""Pre-train all trained parts on the pool, on top of the embedded backbones: initial values for every fit.
+"""Pre-train projection head and deviation network on the pool by regression, on top of the embedded backbones.
 
 python -m benchmarks.pretrain.heads --data DIR --out FILE.safetensors --steps 2500
 """
@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from benchmarks.data import DEFAULT_DATA, Item, load, read_manifest, split
 from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
-from oneshot_medad.config import DEVIATIONS, Recipe
+from oneshot_medad.config import DEVIATIONS
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.images.preprocess import to_field
 from oneshot_medad.nn.projection import ProjectionHead
@@ -28,9 +27,7 @@ from oneshot_medad.nn.unet import DeviationUNet
 from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise, masked_forward
 from oneshot_medad.synthesis.lesions import add_lesions
 from oneshot_medad.synthesis.masks import blob_masks
-from oneshot_medad.training.cache import Encoded, Views, encode, join
-from oneshot_medad.training.joint import JointModel
-from oneshot_medad.training.loop import train as train_loop
+from oneshot_medad.training.cache import Encoded, encode, join
 
 CPU = torch.device("cpu")
 
@@ -124,51 +121,10 @@ def train(data: str, out: Path, steps: int, batch: int = 16, lr: float = 1e-3) -
     out.with_suffix(".json").write_text(json.dumps({"record": record}, indent=2) + "\n")
 
 
-def train_joint(data: str, out: Path, steps: int, count: int = 1500) -> None:
-    """Continue from FILE with the joint training itself, on normal images of the whole pool instead of one image.
-
-    Adds adapters, prompts and scale to FILE, so that a fit starts from a detector that has seen many anatomies.
-    """
-    torch.manual_seed(1)
-    start, generator = time.time(), torch.Generator().manual_seed(1)
-    backbone = load_backbone(get_spec("tiny"), CPU)
-    items = [i for i in split(read_manifest(data, role="pool"))[0] if i.label == "normal"][: 2 * count]
-    recipe = replace(Recipe.named("default"), n_steps=steps, batch_size=8, learning_rate=1e-3)
-
-    def views_of(part: list[Item], lesions: bool) -> Encoded:
-        encoded = []
-        for i in range(0, len(part), 32):
-            fields = torch.stack(
-                [to_field(load(x.path).float() / 255, backbone.spec.image_px) for x in part[i : i + 32]]
-            )
-            masks = None
-            if lesions:
-                fields, masks = add_lesions(fields, generator, recipe.max_area)
-            with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(CPU)):
-                encoded.append(encode(backbone, fields, masks))
-        return join(encoded)
-
-    plain, lesion = views_of(items[:count], False), views_of(items[count:], True)
-    print(f"encoded {len(plain)} + {len(lesion)} views", flush=True)
-    model = JointModel.build(
-        recipe, replace(backbone, initial={k: v.float() for k, v in load_file(out).items()}), plain
-    )
-    history = train_loop(model, Views(plain, lesion, plain[:1], lesion[:1]), backbone.text, generator, CPU, False)
-    means = {k: round(float(np.mean([h[k] for h in history[-50:]])), 4) for k in history[0]}
-    record = json.loads(out.with_suffix(".json").read_text())["record"]
-    record["joint"] = {"steps": steps, "minutes": round((time.time() - start) / 60, 1), "losses": means}
-    print(record["joint"])
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out)
-    out.with_suffix(".json").write_text(json.dumps({"record": record}, indent=2) + "\n")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=DEFAULT_DATA)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--joint-steps", type=int, default=450)
     args = parser.parse_args()
-    if args.steps:
-        train(args.data, args.out, args.steps)
-    train_joint(args.data, args.out, args.joint_steps)
+    train(args.data, args.out, args.steps)

@@ -19,6 +19,8 @@ class Recipe:
 
     Parameters
     ----------
+    n_reference
+        Views of the normal images, themselves included, that others are compared with; at least one per image.
     n_views
         Augmented views of the normal images whose latents and features are computed once and trained on.
     n_lesions
@@ -40,6 +42,9 @@ class Recipe:
         Train the CLIP branch on f(x_n) + P(z_anom) − P(z_n) instead of P(z_anom).
     detach_deviation
         Keep the detection loss from moving the deviation network.
+    context
+        Adapters see each place next to its nearest counterpart in the reference views and its surroundings
+        (`ContextAdapters`); False takes MediCLIP's 1×1 adapters.
     logit_scale, learn_logit_scale
         Factor on the similarities before the softmax, and whether it is trained (MediCLIP uses none: 1, fixed).
     dice_on_lesions_only
@@ -57,6 +62,7 @@ class Recipe:
         Of the joint training.
     """
 
+    n_reference: int = 6
     n_views: int = 24
     n_lesions: int = 64
     n_held: int = 12
@@ -66,6 +72,7 @@ class Recipe:
     severity_follows_time: bool = True
     residual_transfer: bool = True
     detach_deviation: bool = True
+    context: bool = True
     logit_scale: float = 20.0
     learn_logit_scale: bool = True
     dice_on_lesions_only: bool = True
@@ -81,7 +88,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "branches", tuple(self.branches))
-        for name in ("n_views", "n_held", "n_steps", "batch_size"):
+        for name in ("n_reference", "n_views", "n_held", "n_steps", "batch_size"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
             "n_lesions",
@@ -152,6 +159,7 @@ RECIPES = {
         severity_follows_time=False,
         residual_transfer=False,
         detach_deviation=False,
+        context=False,
         logit_scale=1.0,
         learn_logit_scale=False,
         dice_on_lesions_only=False,

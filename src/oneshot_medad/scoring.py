@@ -76,7 +76,10 @@ class Scorer(nn.Module):
         self.recipe: Recipe = model.recipe
         self.model = model
         self.register_buffer("text", text)
-        self.bank = NearestBank(views.normal, generator) if "nearest" in self.recipe.branches else None
+        for branch, rows in model.normal_rows(views.reference).items():
+            for level, row in enumerate(rows):
+                self.register_buffer(f"{branch}_rows{level}", row.contiguous())
+        self.bank = NearestBank(views.reference, generator) if "nearest" in self.recipe.branches else None
         self.register_buffer("scale", torch.ones(len(self.recipe.branches), 2))
         self.register_buffer("weights", torch.ones(len(self.recipe.branches)))
 
@@ -92,11 +95,13 @@ class Scorer(nn.Module):
             elif branch == "deviation":
                 found = self._deviation(z)
             else:
-                found = self.model.branch_map(
-                    branch, features if branch == "clip" else self.model.projection(z), self.text
-                )
+                seen = features if branch == "clip" else self.model.projection(z)
+                found = self.model.branch_map(branch, seen, self._rows(branch), self.text)
             maps[branch] = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return maps
+
+    def _rows(self, branch: str) -> list[torch.Tensor]:
+        return [value for name, value in self.named_buffers(recurse=False) if name.startswith(f"{branch}_rows")]
 
     def _deviation(self, z: torch.Tensor) -> torch.Tensor:
         """Mean square deviation that the network predicts for the untouched latent, over all timesteps."""

@@ -64,9 +64,8 @@ class VisionTower(nn.Module):
         """Channels of each level."""
         return [len(self.get_buffer(f"mean{i}")) for i in range(len(self.levels))]
 
-    @torch.no_grad()
-    def raw(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Unstandardised level features and the (B, D) image embedding of (B, 3, H, W) images in [0, 1]."""
+    def forward_all(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Standardised level features and (B, D) image embeddings of (B, 3, H, W) images in [0, 1], with gradient."""
         kept: dict[str, torch.Tensor] = {}
         handles = [
             self.visual.get_submodule(name).register_forward_hook(
@@ -75,16 +74,19 @@ class VisionTower(nn.Module):
             for name in self.levels
         ]
         try:
-            pooled = self.visual((images - self.pixel_mean) / self.pixel_std)
+            embedded = self.visual((images - self.pixel_mean) / self.pixel_std)
         finally:
             for handle in handles:
                 handle.remove()
-        return [kept[name].float() for name in self.levels], pooled
+        return [
+            (kept[name].float() - self.get_buffer(f"mean{i}")) / self.get_buffer(f"std{i}")
+            for i, name in enumerate(self.levels)
+        ], embedded
 
+    @torch.no_grad()
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, H, W) in [0, 1] → standardised (B, C_l, h_l, w_l) features of each level, finest first."""
-        features, _ = self.raw(images)
-        return [(f - self.get_buffer(f"mean{i}")) / self.get_buffer(f"std{i}") for i, f in enumerate(features)]
+        return self.forward_all(images)[0]
 
 
 class TextTower(nn.Module):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from oneshot_medad.nn.projection import Residual
+
 NORMAL_PHRASES = (
     "healthy tissue",
     "a normal scan",
@@ -98,9 +100,62 @@ class Adapters(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(nn.Conv2d(c, embed_dim, 1) for c in channels)
 
-    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Embeddings (B, D, h_l, w_l) of each level."""
+    def forward(self, features: Sequence[torch.Tensor], normal: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
+        """Embeddings (B, D, h_l, w_l) of each level; ``normal`` is there for `ContextAdapters` and ignored."""
         return [adapter(f) for adapter, f in zip(self.levels, features, strict=True)]
+
+
+class ContextAdapters(nn.Module):
+    """Adapters that see each place together with its nearest normal counterpart and its surroundings.
+
+    At every level the features f, what the closest normal feature leaves of them, f − f_nearest (InCTRL's residual
+    learning, Zhu & Pang 2024), and the length of that residual are mixed; coarser levels pass their context down to
+    finer ones.
+
+    Parameters
+    ----------
+    channels
+        Channels of each level, finest first.
+    embed_dim
+        Size of the joint embedding.
+    width
+        Channels of the mixing layers, a multiple of 8.
+    """
+
+    def __init__(self, channels: Sequence[int], embed_dim: int, width: int = 64) -> None:
+        super().__init__()
+        self.mix = nn.ModuleList(nn.Conv2d(2 * c + 1, width, 1) for c in channels)
+        self.blocks = nn.ModuleList(Residual(width) for _ in channels)
+        self.out = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for _ in channels)
+
+    def forward(self, features: Sequence[torch.Tensor], normal: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Embeddings of (B, C_l, h_l, w_l) features, given the (N_l, C_l) features of normal images at each level."""
+        below: torch.Tensor | None = None
+        embeddings: list[torch.Tensor] = []
+        for level in reversed(range(len(features))):
+            f = features[level]
+            residual = f - nearest(f, normal[level])
+            length = residual.square().mean(dim=1, keepdim=True)
+            h = self.mix[level](torch.cat([f, residual, length], dim=1))
+            if below is not None:
+                h = h + F.interpolate(below, h.shape[-2:], mode="bilinear", align_corners=False)
+            below = self.blocks[level](h)
+            embeddings.append(self.out[level](F.silu(below)))
+        return embeddings[::-1]
+
+
+def as_rows(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """(B, C_l, h_l, w_l) features of each level as (B·h_l·w_l, C_l) rows."""
+    return [f.permute(0, 2, 3, 1).flatten(0, 2) for f in features]
+
+
+def nearest(features: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+    """For every place of (B, C, h, w) ``features`` the closest row of (N, C) ``normal``, in the same shape."""
+    b, c, h, w = features.shape
+    flat = features.detach().permute(0, 2, 3, 1).reshape(-1, c)
+    half = 0.5 * normal.detach().square().sum(dim=1)
+    found = torch.cat([(half - chunk @ normal.detach().T).argmin(dim=1) for chunk in flat.split(2048)])
+    return normal[found].reshape(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def similarity_map(

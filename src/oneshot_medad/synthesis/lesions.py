@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from oneshot_medad.images.augment import smooth_noise
 from oneshot_medad.synthesis.masks import blob_masks, local_contrast
 
+MIN_CHANGE = 0.06
+"""Mean change of the grey value inside a lesion below which it is drawn again."""
+
 
 def soften(mask: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur of an (H, W) mask."""
@@ -47,7 +50,11 @@ def add_lesions(
     changed = torch.empty_like(images)
     masks = torch.empty(b, h, w)
     for i in range(b):
-        changed[i], masks[i] = _one(images[i], (blobs[i] > 0.5).float(), generator)
+        for _ in range(5):  # another kind or strength if this one can hardly be seen
+            changed[i], masks[i] = _one(images[i], (blobs[i] > 0.5).float(), generator)
+            change = (changed[i] - images[i]).abs().mean(0)
+            if float((change * masks[i]).sum() / masks[i].sum()) > MIN_CHANGE:
+                break
     return changed, masks
 
 

@@ -85,12 +85,15 @@ class Views:
 
     Attributes
     ----------
+    reference
+        The normal images themselves and some views of them: what others are compared with.
     normal, lesion
         What the loop trains on; ``lesion`` is None for recipes without pixel lesions.
     held_normal, held_lesion
         Other views, kept from training to set the scale, the fusion and the threshold.
     """
 
+    reference: Encoded
     normal: Encoded
     lesion: Encoded | None
     held_normal: Encoded
@@ -99,16 +102,22 @@ class Views:
 
 def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> Views:
     """Augment (K, 3, S, S) normal images, draw lesions, and encode everything once."""
-    normal = normal_views(images, recipe.n_views, generator)
-    others = normal_views(images, recipe.n_held + len(images), generator)[
-        len(images) :
-    ]  # without the images themselves
+    k = len(images)
+
+    def views(count: int) -> torch.Tensor:
+        """``count`` views without the images themselves."""
+        return normal_views(images, k + count, generator)[k:]
+
+    reference, normal, held = (
+        normal_views(images, recipe.n_reference, generator),
+        views(recipe.n_views),
+        views(recipe.n_held),
+    )
     lesion = None
     if recipe.n_lesions:
-        drawn, masks = add_lesions(normal_views(images, recipe.n_lesions, generator), generator, recipe.max_area)
-        lesion = encode(backbone, drawn, masks)
-    drawn, masks = add_lesions(others, generator, recipe.max_area)
-    return Views(encode(backbone, normal), lesion, encode(backbone, others), encode(backbone, drawn, masks))
+        lesion = encode(backbone, *add_lesions(views(recipe.n_lesions), generator, recipe.max_area))
+    held_lesion = encode(backbone, *add_lesions(held, generator, recipe.max_area))
+    return Views(encode(backbone, reference), encode(backbone, normal), lesion, encode(backbone, held), held_lesion)
 
 
 @dataclass(frozen=True)
@@ -117,12 +126,13 @@ class Batch:
 
     Attributes
     ----------
-    normal, lesion
+    reference, normal, lesion
         Encoded views; ``lesion`` may be None.
     disturb_mask, t, noise
         m (B, h, w), t (B,) and ε (B, C, h, w) of the masked forward process; None without deviations.
     """
 
+    reference: Encoded
     normal: Encoded
     lesion: Encoded | None
     disturb_mask: torch.Tensor | None
@@ -136,11 +146,11 @@ def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device:
     def pick(pool: Encoded) -> Encoded:
         return pool[torch.randint(len(pool), (recipe.batch_size,), generator=generator)]
 
-    normal = pick(views.normal)
+    reference, normal = views.reference.to(device), pick(views.normal)
     lesion = pick(views.lesion).to(device) if views.lesion is not None else None
     if not recipe.deviations:
-        return Batch(normal.to(device), lesion, None, None, None)
+        return Batch(reference, normal.to(device), lesion, None, None, None)
     mask = blob_masks(normal.content, generator, max_area=recipe.max_area)
     t = torch.randint(N_TIMES, (len(normal),), generator=generator)
     noise = draw_noise(normal.z, recipe.deviations, generator)
-    return Batch(normal.to(device), lesion, mask.to(device), t.to(device), noise.to(device))
+    return Batch(reference, normal.to(device), lesion, mask.to(device), t.to(device), noise.to(device))

@@ -11,7 +11,16 @@ from torch import nn
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.config import Recipe
-from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES, Adapters, Prompts, TextTower, similarity_map
+from oneshot_medad.nn.head import (
+    ABNORMAL_PHRASES,
+    NORMAL_PHRASES,
+    Adapters,
+    ContextAdapters,
+    Prompts,
+    TextTower,
+    as_rows,
+    similarity_map,
+)
 from oneshot_medad.nn.losses import dice_loss, focal_loss
 from oneshot_medad.nn.projection import ProjectionHead
 from oneshot_medad.nn.unet import DeviationUNet
@@ -53,7 +62,8 @@ class JointModel(nn.Module):
         self.unet = DeviationUNet(channels)
         self.projection = ProjectionHead(channels, levels, grid)
         trained = [b for b in recipe.branches if b in ("clip", "latent")]
-        self.adapters = nn.ModuleDict({branch: Adapters([c for c, _ in levels], embed_dim) for branch in trained})
+        kind = ContextAdapters if recipe.context else Adapters
+        self.adapters = nn.ModuleDict({branch: kind([c for c, _ in levels], embed_dim) for branch in trained})
         self.prompts = Prompts(tokens, embeddings)
         self.log_scale = nn.Parameter(torch.tensor(recipe.logit_scale).log(), requires_grad=recipe.learn_logit_scale)
 
@@ -77,10 +87,23 @@ class JointModel(nn.Module):
         """(2, D) features of the learned normal and abnormal prompts."""
         return self.prompts(text)
 
-    def branch_map(self, branch: str, features: Sequence[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
-        """(B, h, w) probability of abnormal from the features of one branch, on the grid of the finest level."""
+    @torch.no_grad()
+    def normal_rows(self, reference: Encoded) -> dict[str, list[torch.Tensor]]:
+        """What the adapters of each branch compare with: (N_l, C_l) features of the reference views at each level."""
+        if not self.recipe.context:
+            return {branch: [] for branch in self.adapters}
+        features = {"clip": lambda: reference.features, "latent": lambda: self.projection(reference.z)}
+        return {branch: as_rows(features[branch]()) for branch in self.adapters}
+
+    def branch_map(
+        self, branch: str, features: Sequence[torch.Tensor], normal: Sequence[torch.Tensor], text: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, h, w) probability of abnormal from the features of one branch, on the grid of the finest level.
+
+        ``normal`` is that branch's entry of `normal_rows`, ``text`` the result of `text_features`.
+        """
         size = (features[0].shape[-2], features[0].shape[-1])
-        return similarity_map(self.adapters[branch](features), text, self.log_scale.exp(), size)
+        return similarity_map(self.adapters[branch](features, normal), text, self.log_scale.exp(), size)
 
     def synthesise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """z_anom = z_n + C · pred_eta, and loss_deco = MSE(pred_eta, true_eta)."""
@@ -123,12 +146,12 @@ class JointModel(nn.Module):
         if batch.lesion is not None:
             show(batch.lesion.features, self.projection(batch.lesion.z), batch.lesion.mask)
 
-        words = self.text_features(text)
+        words, rows = self.text_features(text), self.normal_rows(batch.reference)
         losses = []
         for branch, samples in seen.items():
             features = [torch.cat(level) for level in zip(*(f for f, _ in samples), strict=True)]
             mask = torch.cat([m for _, m in samples])
-            probability = self.branch_map(branch, features, words)
+            probability = self.branch_map(branch, features, rows[branch], words)
             target = F.interpolate(mask[:, None], probability.shape[-2:], mode="nearest")[:, 0]
             shown = target.flatten(1).any(dim=1) if recipe.dice_on_lesions_only else slice(None)
             losses.append(focal_loss(probability, target) + dice_loss(probability[shown], target[shown]))

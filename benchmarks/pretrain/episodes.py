@@ -1,0 +1,197 @@
+"""One-shot episodes over the pool: a normal reference image, and others of the same collection to judge against it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from benchmarks.data import Item, load, read_manifest
+from oneshot_medad.images.augment import normal_views
+from oneshot_medad.images.preprocess import to_field
+from oneshot_medad.nn.losses import dice_loss, focal_loss
+from oneshot_medad.synthesis.lesions import add_lesions
+
+SHARES = {"brisc": 1.5, "fracatlas": 1.0, "fundus": 0.7, "covidx": 1.2, "lungct": 0.5, "spine": 0.5}
+"""How often each collection is drawn; in dermoscopy every image holds a lesion, so nothing normal could be shown."""
+
+LABELLED = ("covidx", "fundus", "lungct")
+"""Collections whose image labels are used. Normal and abnormal brain images come from different sources: masks only."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A batch of E episodes of four images each: reference, drawn lesion, abnormal, normal.
+
+    Attributes
+    ----------
+    images
+        (4·E, 3, S, S) in [0, 1], episode by episode.
+    masks
+        (3·E, S, S) lesion masks of the judged images.
+    has_mask
+        (3·E,) whether that mask is known.
+    labels
+        (3·E,) 1 for abnormal.
+    has_label
+        (3·E,) whether that label may be used.
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    has_mask: torch.Tensor
+    labels: torch.Tensor
+    has_label: torch.Tensor
+
+
+class Pool:
+    """The images and masks of the pool as fields in memory, and the neighbours that references are chosen from.
+
+    Parameters
+    ----------
+    data
+        Folder of ``MANIFEST.csv``.
+    side
+        Side of a field.
+    embed
+        From (B, 3, S, S) images to (B, D) embeddings; references are mostly drawn among images that look alike.
+    seed
+        Of all draws.
+    limit
+        Images taken of each class of each collection; None takes all.
+    """
+
+    def __init__(self, data: str, side: int, embed, seed: int = 0, limit: int | None = None) -> None:
+        self.items = [i for i in read_manifest(data, role="pool") if i.set in SHARES]
+        if limit:
+            kept: dict[tuple[str, str], int] = {}
+            self.items = [i for i in self.items if kept.setdefault((i.set, i.kind), 0) < limit and _count(kept, i)]
+        self.rng = np.random.default_rng(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        with ThreadPoolExecutor(2) as executor:
+            fields = list(executor.map(lambda item: _field(item, side), self.items))
+        self.fields = torch.stack(fields)
+        self.members = {
+            name: {
+                wanted: [k for k, i in enumerate(self.items) if i.set == name and (i.label == "abnormal") == wanted]
+                for wanted in (False, True)
+            }
+            for name in SHARES
+        }
+        chunks = torch.arange(len(self.items)).split(32)
+        embedded = F.normalize(torch.cat([embed(self.fields[c, :3].float() / 255) for c in chunks]).float(), dim=1)
+        self.neighbours = {}
+        for groups in self.members.values():
+            normal = torch.tensor(groups[False])
+            for k in groups[False] + groups[True]:
+                order = normal[(embedded[normal] @ embedded[k]).argsort(descending=True)[:41]]
+                self.neighbours[k] = [int(j) for j in order if j != k][:10]
+
+    def _near(self, k: int) -> int:
+        """A normal image of the same collection, mostly one that looks like image ``k``."""
+        if self.rng.random() < 0.7:
+            return int(self.rng.choice(self.neighbours[k]))
+        return int(self.rng.choice(self.members[self.items[k].set][False]))
+
+    def draw(self, count: int) -> Episodes:
+        """``count`` episodes, each with its own collection, views and common change of appearance."""
+        share = np.array(list(SHARES.values()))
+        names = self.rng.choice(list(SHARES), size=count, p=share / share.sum())
+        episodes = [self._one(str(name)) for name in names]
+        return Episodes(*(torch.cat([getattr(e, f) for e in episodes]) for f in Episodes.__dataclass_fields__))
+
+    def _one(self, name: str) -> Episodes:
+        groups = self.members[name]
+        real = bool(groups[True])
+        anchor = int(self.rng.choice(groups[True] if real else groups[False]))
+        reference = self._near(anchor)
+        rows = [reference, self._near(reference), anchor, self._near(anchor)]
+        stack = self.fields[rows].float() / 255
+        views = normal_views(stack, 8, self.generator)[4:]
+        images, masks = views[:, :3], (views[1:, 3] > 0.3).float()
+        drawn = [1] if real else [1, 2]  # without abnormal images of its own, a second drawn one
+        for k in drawn:
+            largest = 0.4 if self.rng.random() < 0.3 else 0.15
+            lesion, mask = add_lesions(images[k : k + 1], self.generator, largest)
+            images[k], masks[k - 1] = lesion[0], mask[0]
+        images, masks = self._appearance(images, masks)
+        has_mask = not real or self.items[anchor].mask is not None
+        has_label = not real or name in LABELLED
+        return Episodes(
+            images,
+            masks,
+            torch.tensor([True, has_mask, True]),
+            torch.tensor([1.0, 1.0, 0.0]),
+            torch.tensor([True, has_label, True]),
+        )
+
+    def _appearance(self, images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What differs between modalities and sites: orientation, window, gamma, polarity, sharpness, speckle."""
+        rng, size = self.rng, images.shape[-2:]
+        if rng.random() < 0.3:
+            turns = int(rng.integers(4))
+            images, masks = torch.rot90(images, turns, (2, 3)), torch.rot90(masks, turns, (1, 2))
+        if rng.random() < 0.4:
+            images = images.clamp(0, 1) ** float(np.exp(rng.uniform(-0.7, 0.7)))
+        if rng.random() < 0.3:
+            low, high = rng.uniform(-0.2, 0.25), rng.uniform(0.7, 1.1)
+            images = ((images - low) / (high - low)).clamp(0, 1)
+        if rng.random() < 0.12:
+            images = 1 - images
+        if rng.random() < 0.3:
+            images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        if rng.random() < 0.2:
+            coarse = int(rng.integers(3 * size[0] // 8, 3 * size[0] // 4))
+            images = F.interpolate(images, (coarse, coarse), mode="bilinear", antialias=True)
+            images = F.interpolate(images, size, mode="bilinear")
+        if rng.random() < 0.2:
+            speckle = torch.randn(1, 1, *size, generator=self.generator)
+            images = (images * (1 + rng.uniform(0.02, 0.15) * speckle)).clamp(0, 1)
+        return images, masks
+
+
+def _count(kept: dict[tuple[str, str], int], item: Item) -> bool:
+    kept[item.set, item.kind] += 1
+    return True
+
+
+def _field(item: Item, side: int) -> torch.Tensor:
+    """(4, side, side) uint8: the image and its lesion mask."""
+    image = to_field(load(item.path).float() / 255, side)
+    mask = torch.zeros(1, side, side)
+    if item.mask:
+        with Image.open(item.mask) as file:
+            lesion = torch.from_numpy(np.asarray(file.convert("1")).copy()).float()
+        mask = (to_field(lesion[None].expand(3, -1, -1), side)[:1] > 0.4).float()
+    return (torch.cat([image, mask]) * 255).round().to(torch.uint8)
+
+
+def episode_loss(probability: torch.Tensor, episodes: Episodes, calibration: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Focal and dice where a mask is known, cross-entropy of the map's highest 2 % where a label is.
+
+    Parameters
+    ----------
+    probability
+        (3·E, h, w) abnormality maps.
+    episodes
+        What they were made from.
+    calibration
+        (2,) learned scale and shift of the image score's logit.
+    """
+    size = probability.shape[-2:]
+    covered = F.adaptive_avg_pool2d(episodes.masks[:, None], size)[:, 0]
+    masks = (covered > (0.5 * covered.amax((1, 2), keepdim=True)).clamp(max=0.25)).float()
+    known, shown = episodes.has_mask, episodes.has_mask & (masks.flatten(1).sum(1) > 0)
+    flat = probability.flatten(1)
+    highest = flat.topk(round(0.02 * flat.shape[1]), dim=1).values.mean(1).clamp(1e-4, 1 - 1e-4)
+    logit = calibration[0] * highest.logit() + calibration[1]
+    labelled = episodes.has_label
+    return {
+        "focal": focal_loss(probability[known], masks[known]),
+        "dice": dice_loss(probability[shown], masks[shown]),
+        "image": F.binary_cross_entropy_with_logits(logit[labelled], episodes.labels[labelled]),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 from oneshot_medad.errors import ConfigError
@@ -87,7 +88,13 @@ class Recipe:
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "branches", tuple(self.branches))
+        object.__setattr__(self, "branches", _names("branches", self.branches, (list, tuple)))
+        _names("deviations", self.deviations, Mapping)
+        for name, weight in self.deviations.items():
+            _check_number(f"deviations[{name!r}]", weight, float)
+        for f in fields(self):
+            if f.type in ("int", "float", "bool"):
+                _check_number(f.name, getattr(self, f.name), {"int": int, "float": float, "bool": bool}[f.type])
         for name in ("n_reference", "n_views", "n_held", "n_steps", "batch_size"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
@@ -142,6 +149,20 @@ class Recipe:
 def _check(ok: bool, name: str, got: Any, wanted: str) -> None:
     if not ok:
         raise ConfigError(f"Got {name}={got!r}; wanted {wanted}.")
+
+
+def _check_number(name: str, got: Any, kind: type) -> None:
+    """Whole numbers pass as floats; booleans pass as booleans alone; NaN and infinity never."""
+    kinds: dict[type, type | tuple[type, ...]] = {int: Integral, float: (Real,), bool: bool}
+    fits = isinstance(got, kinds[kind]) and (kind is bool) == isinstance(got, bool)
+    _check(
+        fits and (kind is not float or abs(got) < 1e300), name, got, f"a {'finite ' * (kind is float)}{kind.__name__}"
+    )
+
+
+def _names(name: str, got: Any, kinds: Any) -> tuple[str, ...]:
+    _check(isinstance(got, kinds) and all(isinstance(x, str) for x in got), name, got, "names")
+    return tuple(got)
 
 
 def _check_names(field_name: str, names: Any, known: tuple[str, ...]) -> None:

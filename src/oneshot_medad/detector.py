@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,18 @@ from tqdm.auto import tqdm
 
 from oneshot_medad._runtime import resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
-from oneshot_medad.backbones.specs import BackboneSpec, get_spec
+from oneshot_medad.backbones.specs import BACKBONES, BackboneSpec, get_spec
 from oneshot_medad.calibration import synthetic_threshold
 from oneshot_medad.config import Recipe
-from oneshot_medad.errors import ConfigError, NotFittedError
+from oneshot_medad.errors import ConfigError, NotFittedError, PersistenceError
+from oneshot_medad.evaluation import summary
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import MedicalImage, expand, read_image
+from oneshot_medad.persistence.card import model_card
+from oneshot_medad.persistence.describe import pack, provenance, resolve_spec, unpack
+from oneshot_medad.persistence.folder import CONFIG, MODEL
+from oneshot_medad.persistence.hub import download, upload
+from oneshot_medad.persistence.store import Stored, read_folder, write_folder
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import Scorer
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
@@ -69,6 +77,10 @@ class AnomalyDetector(BaseEstimator):
     "Losses of every training step."
     n_support_: int
     "Number of normal images fitted on."
+    evaluation_: dict[str, Any] | None
+    "What `evaluate` measured last; None if nothing was."
+    provenance_: dict[str, Any]
+    "Time, versions and hashes of the images fitted on."
 
     def __init__(
         self,
@@ -122,12 +134,14 @@ class AnomalyDetector(BaseEstimator):
             history = train(model, views, backbone.text, generator, device, self.progress)
             with torch.no_grad():
                 text = model.text_features(backbone.text)
-            scorer = Scorer(model, text, views, generator).to(device).eval()
+            scorer = Scorer.of_fit(model, text, views).to(device).eval()
             normal, lesion = scorer.calibrate(views, device)
         self._spec, self._device, self._scorer = spec, device, scorer
         self.threshold_ = synthetic_threshold(normal, lesion)
         self.history_ = history
         self.n_support_ = len(support)
+        self.evaluation_ = None
+        self.provenance_ = provenance(support)
         return self
 
     def predict(self, images: Any) -> Predictions:
@@ -163,6 +177,200 @@ class AnomalyDetector(BaseEstimator):
                     names.append(image.name)
                 bar.update(len(chunk))
         return Predictions(np.array(scores), heatmaps, self.threshold_, names)
+
+    def decision_function(self, images: Any) -> np.ndarray:
+        """(N,) scores alone, higher for more abnormal, for scikit-learn's ``scoring="roc_auc"``."""
+        return self.predict(images).scores
+
+    def evaluate(
+        self,
+        images: Any,
+        labels: Sequence[int],
+        masks: Sequence[np.ndarray] | None = None,
+        groups: Sequence[Hashable] | None = None,
+    ) -> dict[str, Any]:
+        """Measure this detector on labelled images and keep the result for its card.
+
+        Parameters
+        ----------
+        images
+            As for `predict`; none that the detector was fitted on or tuned to.
+        labels
+            0 for normal, 1 for abnormal, one per image; both must occur.
+        masks
+            (H, W) per image on its own grid, true on the lesion; all false for normal images.
+        groups
+            For example the patient of each image; intervals are drawn over groups.
+
+        Returns
+        -------
+        Image AUROC and average precision, sensitivity and specificity at the threshold, pixel AUROC and AUPRO with
+        masks, 95 % bootstrap intervals, and counts.
+        """
+        predictions = self.predict(images)
+        self.evaluation_ = summary(predictions.scores, predictions.flags, labels, predictions.heatmaps, masks, groups)
+        return self.evaluation_
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        license: str | None = None,  # noqa: A002
+        modality: str | None = None,
+        include_backbones: bool = False,
+    ) -> Path:
+        """Write the fitted detector to a folder: JSON, safetensors and a model card, whole or not at all.
+
+        Parameters
+        ----------
+        folder
+            New, empty, or a saved detector, which is replaced.
+        license
+            Of this detector, as the Hub writes licences; the card says "not stated" without it.
+        modality
+            What the images are, for the card.
+        include_backbones
+            Put the frozen networks into the folder too, for a machine that has none.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        PersistenceError
+            A folder that holds other things or cannot be written; what was there before is unchanged.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from oneshot_medad import AnomalyDetector, datasets
+        >>> sample = datasets.load_sample()
+        >>> detector = AnomalyDetector(random_state=0, n_steps=2).fit(sample.support)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = detector.save_pretrained(f"{folder}/brain", license="cc-by-4.0", modality="brain MRI, T1")
+        ...     again = AnomalyDetector.from_pretrained(path)
+        >>> bool((again.predict(sample.images[:2]).scores == detector.predict(sample.images[:2]).scores).all())
+        True
+        """
+        return self._save(Path(folder), str(folder), license, modality, include_backbones)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,  # noqa: A002
+        modality: str | None = None,
+        include_backbones: bool = False,
+        commit_message: str = "Upload detector",
+    ) -> str:
+        """Save to the Hugging Face Hub in one commit; the repository is made if it does not exist.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``.
+        private
+            Of a new repository; None takes the owner's default.
+        token
+            None uses the stored login.
+        license, modality, include_backbones
+            As for `save_pretrained`.
+        commit_message
+            Of the commit.
+
+        Returns
+        -------
+        Address of the commit.
+
+        Raises
+        ------
+        HubError
+            The Hub refused, could not be reached or broke off; passing trouble is tried again first.
+        """
+        with TemporaryDirectory() as scratch:
+            folder = self._save(Path(scratch) / "detector", repo_id, license, modality, include_backbones)
+            return upload(folder, repo_id, private, token, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        backbone: BackboneSpec | None = None,
+        device: str = "auto",
+        progress: bool = False,
+    ) -> AnomalyDetector:
+        """Read a detector back from a folder or from the Hub.
+
+        Parameters
+        ----------
+        source
+            A folder, or ``"owner/name"`` on the Hub. Loading a folder asks no network.
+        revision
+            Branch, tag or commit on the Hub; pin a commit where results must not change.
+        token
+            None uses the stored login.
+        local_files_only
+            Take the Hub's cache as it is.
+        backbone
+            Where the frozen networks lie, for a detector fitted on a `BackboneSpec` of one's own.
+        device, progress
+            As in the constructor.
+
+        Returns
+        -------
+        A fitted detector, with predictions bit-equal to the saved one's on the same machine.
+
+        Raises
+        ------
+        PersistenceError
+            A folder that is missing, damaged, from another version, or fitted with other frozen networks.
+        HubError
+            The Hub refused or could not be reached.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+                raise PersistenceError(f"Got {str(source)!r}; wanted an existing folder or 'owner/name' on the Hub.")
+            folder = download(str(source), revision, token, local_files_only)
+        stored = read_folder(folder)
+        where = str(folder / CONFIG)
+        spec = resolve_spec(stored.config["backbone"], folder, backbone)
+        recipe, shapes, parameters = unpack(stored.config, where)
+        name = spec.name if spec.name in BACKBONES else spec
+        detector = cls(name, device=device, progress=progress, **parameters)
+        try:
+            scorer = Scorer.from_tensors(recipe, shapes, stored.tensors)
+        except ValueError as error:
+            raise PersistenceError(f"{folder / MODEL} does not fit its configuration: {error}") from error
+        target = resolve_device(device)
+        detector._spec, detector._device, detector._scorer = spec, target, scorer.to(target).eval()
+        detector.threshold_ = float(stored.calibration["threshold"])
+        detector.n_support_ = stored.calibration["n_support"]
+        detector.history_ = []
+        detector.evaluation_ = stored.provenance.get("evaluation")
+        detector.provenance_ = stored.provenance
+        return detector
+
+    def _save(self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool) -> Path:
+        if not hasattr(self, "_scorer"):
+            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) before saving it.")
+        config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, self._spec)
+        calibration = {"threshold": self.threshold_, "rule": "synthetic", "n_support": self.n_support_}
+        stored = Stored(
+            config, self._scorer.to_tensors(), calibration, {**self.provenance_, "evaluation": self.evaluation_}
+        )
+        files = {p.name: p for p in self._spec.files} if include else None
+        write_folder(folder, stored, model_card(stored, location, license_, modality), files)
+        return folder
 
     @property
     def _backbone(self) -> Backbone:

@@ -27,5 +27,13 @@ class WeightsError(OneShotError, RuntimeError):
     """Backbone weights that are missing, damaged or of another architecture."""
 
 
+class PersistenceError(OneShotError, RuntimeError):
+    """A saved detector that is missing, damaged or of another version, or a folder that cannot take one."""
+
+
+class HubError(PersistenceError, OSError):
+    """The Hub refused, could not be reached, or broke off."""
+
+
 class NotFittedError(OneShotError, _SklearnNotFitted):
     """``predict`` was called before ``fit``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +138,44 @@ def bootstrap_interval(
             found.append(metric(truth[rows], values[rows]))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def summary(
+    scores: Scores,
+    flags: np.ndarray,
+    labels: Labels,
+    heatmaps: Sequence[np.ndarray] | None = None,
+    masks: Sequence[np.ndarray] | None = None,
+    groups: Sequence[Hashable] | None = None,
+) -> dict[str, Any]:
+    """Every measure of one evaluation with its counts, and intervals for those of images.
+
+    Parameters
+    ----------
+    scores, flags, labels
+        (N,) score, decision and truth of each image.
+    heatmaps, masks
+        (H, W) per image; without masks nothing is said about pixels.
+    groups
+        Patient of each image.
+    """
+    truth = _binary(labels)
+    if len(truth) != len(scores):
+        raise ValueError(f"Got {len(truth)} labels for {len(scores)} images; wanted as many.")
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+        "image_auroc": auroc,
+        "image_ap": average_precision,
+        "sensitivity": lambda y, s: float(np.mean(s[y == 1] > 0)),
+        "specificity": lambda y, s: float(np.mean(s[y == 0] <= 0)),
+    }
+    found: dict[str, Any] = {"n_normal": int((truth == 0).sum()), "n_abnormal": int(truth.sum())}
+    for name, measure in measures.items():
+        values = np.asarray(flags if name in ("sensitivity", "specificity") else scores, dtype=float)
+        found[name] = measure(truth, values)
+        found[f"{name}_interval"] = list(bootstrap_interval(measure, truth, values, groups))
+    if masks is not None and heatmaps is not None:
+        found |= {"pixel_auroc": pixel_auroc(masks, heatmaps), "aupro": aupro(masks, heatmaps)}
+    return found
 
 
 def _binary(labels: Labels) -> np.ndarray:

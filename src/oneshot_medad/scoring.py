@@ -8,11 +8,14 @@ from torch import nn
 
 from oneshot_medad.config import Recipe
 from oneshot_medad.evaluation import auroc
+from oneshot_medad.nn.head import as_rows
 from oneshot_medad.synthesis.deviation import N_TIMES
 from oneshot_medad.training.cache import Encoded, Views
-from oneshot_medad.training.joint import JointModel
+from oneshot_medad.training.joint import JointModel, Shapes
 
 BANK_SIZE = 8192
+EXACT = ("scale", "weights")
+"""What is stored in full precision."""
 
 
 class NearestBank(nn.Module):
@@ -20,21 +23,17 @@ class NearestBank(nn.Module):
 
     Parameters
     ----------
-    normal
-        The normal views.
-    generator
-        Draws the patches that are kept.
-    size
-        How many are kept at most.
+    reference
+        (V, C_l, h_l, w_l) features of the normal views at each level; from more than `BANK_SIZE` places, every n-th is
+        kept.
     """
 
     patches: torch.Tensor
 
-    def __init__(self, normal: Encoded, generator: torch.Generator, size: int = BANK_SIZE) -> None:
+    def __init__(self, reference: list[torch.Tensor]) -> None:
         super().__init__()
-        patches = _patches(normal.features).flatten(2).permute(0, 2, 1).flatten(0, 1)
-        keep = torch.randperm(len(patches), generator=generator)[:size]
-        self.register_buffer("patches", patches[keep].contiguous())
+        patches = _patches(reference).flatten(2).permute(0, 2, 1).flatten(0, 1)
+        self.register_buffer("patches", patches[:: -(-len(patches) // BANK_SIZE)].contiguous(), persistent=False)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """(B, h, w) Euclidean distances on the grid of the finest level."""
@@ -61,27 +60,78 @@ class Scorer(nn.Module):
         The trained parts.
     text
         (2, D) text features, computed once.
-    views
-        The views of the fit: the normal ones fill the bank, the held-out ones set scale and weights.
-    generator
-        Draws the bank.
+    reference
+        (V, C_l, h_l, w_l) vision features of the reference views at each level.
+    latent_rows
+        (N_l, C_l) projected latents of the same views, for a recipe whose latent branch compares.
+
+    Notes
+    -----
+    All of it is rounded to half precision here, so that a stored detector of half the size gives the same bits.
     """
 
     text: torch.Tensor
     scale: torch.Tensor
     weights: torch.Tensor
 
-    def __init__(self, model: JointModel, text: torch.Tensor, views: Views, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: JointModel,
+        text: torch.Tensor,
+        reference: list[torch.Tensor],
+        latent_rows: list[torch.Tensor],
+    ) -> None:
         super().__init__()
         self.recipe: Recipe = model.recipe
         self.model = model
         self.register_buffer("text", text)
-        for branch, rows in model.normal_rows(views.reference).items():
-            for level, row in enumerate(rows):
-                self.register_buffer(f"{branch}_rows{level}", row.contiguous())
-        self.bank = NearestBank(views.reference, generator) if "nearest" in self.recipe.branches else None
+        for name, levels in (("reference", reference), ("latent_rows", latent_rows)):
+            for level, values in enumerate(levels):
+                self.register_buffer(f"{name}{level}", values.contiguous())
+        with torch.no_grad():
+            for tensor in self.state_dict().values():
+                tensor.copy_(tensor.half())
+        self.bank = NearestBank(self._levels("reference")) if "nearest" in self.recipe.branches else None
         self.register_buffer("scale", torch.ones(len(self.recipe.branches), 2))
         self.register_buffer("weights", torch.ones(len(self.recipe.branches)))
+
+    @classmethod
+    def of_fit(cls, model: JointModel, text: torch.Tensor, views: Views) -> Scorer:
+        """What a trained model needs of the reference views; `calibrate` must follow."""
+        return cls(model, text, views.reference.features, model.normal_rows(views.reference).get("latent", []))
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a prediction depends on, ready to be stored: half precision but for scale and weights."""
+        return {k: v.cpu() if k in EXACT else v.cpu().half() for k, v in self.state_dict().items()}
+
+    @classmethod
+    def from_tensors(cls, recipe: Recipe, shapes: Shapes, tensors: dict[str, torch.Tensor]) -> Scorer:
+        """The scorer whose `to_tensors` is ``tensors``.
+
+        Raises
+        ------
+        ValueError
+            A tensor that is missing, too much, or of another shape or type than recipe and shapes call for.
+        """
+        for name, tensor in tensors.items():
+            wanted = torch.float32 if name in EXACT else torch.float16
+            if tensor.dtype != wanted:
+                raise ValueError(f"{name} is {tensor.dtype}; wanted {wanted}")
+        count = tensors["reference0"].shape[0] if "reference0" in tensors and tensors["reference0"].dim() else 0
+        reference, latent_rows = [], []
+        for level, (width, side) in enumerate(shapes.levels):
+            reference.append(_expect(tensors, f"reference{level}", (count, width, side, side)))
+            if recipe.context and "latent" in recipe.branches:
+                latent_rows.append(_expect(tensors, f"latent_rows{level}", (count * side * side, width)))
+        scorer = cls(JointModel(recipe, shapes), torch.zeros(2, shapes.embed_dim), reference, latent_rows)
+        try:
+            scorer.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        return scorer
+
+    def _levels(self, name: str) -> list[torch.Tensor]:
+        return [value for key, value in self.named_buffers(recurse=False) if key.startswith(name)]
 
     @torch.no_grad()
     def branch_maps(self, z: torch.Tensor, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -96,12 +146,10 @@ class Scorer(nn.Module):
                 found = self._deviation(z)
             else:
                 seen = features if branch == "clip" else self.model.projection(z)
-                found = self.model.branch_map(branch, seen, self._rows(branch), self.text)
+                rows = as_rows(self._levels("reference")) if branch == "clip" else self._levels("latent_rows")
+                found = self.model.branch_map(branch, seen, rows, self.text)
             maps[branch] = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return maps
-
-    def _rows(self, branch: str) -> list[torch.Tensor]:
-        return [value for name, value in self.named_buffers(recurse=False) if name.startswith(f"{branch}_rows")]
 
     def _deviation(self, z: torch.Tensor) -> torch.Tensor:
         """Mean square deviation that the network predicts for the untouched latent, over all timesteps."""
@@ -146,6 +194,13 @@ class Scorer(nn.Module):
         """(B,) scores and (B, h, w) heatmaps; higher is more abnormal."""
         heatmaps = self.fuse(self.branch_maps(z, features))
         return self.image_score(heatmaps), heatmaps
+
+
+def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    found = tuple(tensors[name].shape) if name in tensors else "missing"
+    if found != shape or 0 in shape:
+        raise ValueError(f"{name} is {found}; wanted {shape}, not empty")
+    return tensors[name].float()
 
 
 def _inputs(views: Encoded, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from oneshot_medad.errors import WeightsError
+
 
 def build_clip(config: Mapping[str, Any]) -> Any:
-    """An open_clip model with random weights from ``embed_dim``, ``vision_cfg`` and ``text_cfg``."""
+    """An open_clip model with random weights from ``embed_dim``, ``vision_cfg`` and ``text_cfg``.
+
+    Raises
+    ------
+    WeightsError
+        A configuration that would make open_clip or timm fetch something.
+    """
     from open_clip.model import CLIP
+
+    asked = {**config["vision_cfg"], **config["text_cfg"]}
+    fetches = [k for k, v in asked.items() if k.startswith("hf_") or (k == "timm_model_pretrained" and v)]
+    if fetches or not re.fullmatch(r"[a-z0-9_.]*", str(asked.get("timm_model_name") or "")):
+        raise WeightsError(f"This CLIP configuration names a model to fetch ({asked}); wanted sizes alone.")
 
     return CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
 

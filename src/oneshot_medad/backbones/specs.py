@@ -39,6 +39,11 @@ class BackboneSpec:
     levels: tuple[str, ...]
     license: str
 
+    @property
+    def files(self) -> list[Path]:
+        """What the frozen networks are read from; the initial values of the trained parts are not among them."""
+        return [self.folder / f"{part}.{kind}" for part in ("autoencoder", "clip") for kind in ("json", "safetensors")]
+
 
 BACKBONES = {
     "tiny": BackboneSpec(

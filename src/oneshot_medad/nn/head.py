@@ -56,6 +56,9 @@ class Prompts(nn.Module):
         The frozen embeddings of those ids, each (N, L, width).
     n_context
         Number of learnable tokens.
+    width
+        Size of a token embedding; needed only where there are no phrases, as in a detector that was read back and
+        whose text features are stored.
 
     Notes
     -----
@@ -66,13 +69,20 @@ class Prompts(nn.Module):
     ends: torch.Tensor
     fixed: torch.Tensor
 
-    def __init__(self, tokens: Sequence[torch.Tensor], embeddings: Sequence[torch.Tensor], n_context: int = 8) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[torch.Tensor],
+        embeddings: Sequence[torch.Tensor],
+        n_context: int = 8,
+        width: int | None = None,
+    ) -> None:
         super().__init__()
-        width = embeddings[0].shape[-1]
-        self.context = nn.Parameter(torch.randn(2, n_context, width) * 0.02)
+        self.counts = [len(t) for t in tokens]
+        self.context = nn.Parameter(torch.randn(2, n_context, width or embeddings[0].shape[-1]) * 0.02)
+        if not tokens:
+            return
         ends = [t.argmax(dim=1) for t in tokens]  # the end-of-text token has the highest id
         longest = int(max(e.max() for e in ends)) + 1
-        self.counts = [len(t) for t in tokens]
         self.register_buffer("ends", torch.cat(ends) + n_context, persistent=False)
         self.register_buffer("fixed", torch.cat([e[:, :longest] for e in embeddings]), persistent=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +29,12 @@ from oneshot_medad.synthesis.deviation import masked_forward
 from oneshot_medad.training.cache import Batch, Encoded
 
 
-class JointModel(nn.Module):
-    """Deviation network, projection head, adapters and prompts: everything one optimiser moves.
+@dataclass(frozen=True)
+class Shapes:
+    """What the trained parts must know of the frozen ones.
 
-    Parameters
+    Attributes
     ----------
-    recipe
-        Decides which branches exist and how the loss is put together.
     channels
         Latent channels.
     levels
@@ -43,28 +43,41 @@ class JointModel(nn.Module):
         Side of the latent grid, which is also the grid of the maps.
     embed_dim
         Size of CLIP's joint embedding.
-    tokens, embeddings
-        Token ids of the two phrase lists and their frozen embeddings, as `Prompts` takes them.
+    text_width
+        Size of a token embedding.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        channels: int,
-        levels: Sequence[tuple[int, int]],
-        grid: int,
-        embed_dim: int,
-        tokens: Sequence[torch.Tensor],
-        embeddings: Sequence[torch.Tensor],
-    ) -> None:
+    channels: int
+    levels: tuple[tuple[int, int], ...]
+    grid: int
+    embed_dim: int
+    text_width: int
+
+
+class JointModel(nn.Module):
+    """Deviation network, projection head, adapters and prompts: everything one optimiser moves.
+
+    Parameters
+    ----------
+    recipe
+        Decides which branches exist and how the loss is put together.
+    shapes
+        Of the frozen parts.
+    prompts
+        The learnable prompts; None makes some without phrases, whose text features are stored elsewhere.
+    """
+
+    def __init__(self, recipe: Recipe, shapes: Shapes, prompts: Prompts | None = None) -> None:
         super().__init__()
         self.recipe = recipe
-        self.unet = DeviationUNet(channels)
-        self.projection = ProjectionHead(channels, levels, grid)
+        self.shapes = shapes
+        self.unet = DeviationUNet(shapes.channels)
+        self.projection = ProjectionHead(shapes.channels, shapes.levels, shapes.grid)
         trained = [b for b in recipe.branches if b in ("clip", "latent")]
         kind = ContextAdapters if recipe.context else Adapters
-        self.adapters = nn.ModuleDict({branch: kind([c for c, _ in levels], embed_dim) for branch in trained})
-        self.prompts = Prompts(tokens, embeddings)
+        widths = [c for c, _ in shapes.levels]
+        self.adapters = nn.ModuleDict({branch: kind(widths, shapes.embed_dim) for branch in trained})
+        self.prompts = prompts or Prompts([], [], width=shapes.text_width)
         self.log_scale = nn.Parameter(torch.tensor(recipe.logit_scale).log(), requires_grad=recipe.learn_logit_scale)
 
     @classmethod
@@ -76,8 +89,9 @@ class JointModel(nn.Module):
         tokens = [tokenize(phrases) for phrases in (NORMAL_PHRASES, ABNORMAL_PHRASES)]
         device = backbone.latents.mean.device
         embeddings = [backbone.text.embed(t.to(device)).cpu() for t in tokens]
-        levels = [(f.shape[1], f.shape[-1]) for f in example.features]
-        model = cls(recipe, example.z.shape[1], levels, example.z.shape[-1], backbone.embed_dim, tokens, embeddings)
+        levels = tuple((f.shape[1], f.shape[-1]) for f in example.features)
+        shapes = Shapes(example.z.shape[1], levels, example.z.shape[-1], backbone.embed_dim, backbone.text.width)
+        model = cls(recipe, shapes, Prompts(tokens, embeddings))
         if init == "pretrained":
             moved = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
             model.load_state_dict({k: v for k, v in backbone.initial.items() if k in moved}, strict=False)

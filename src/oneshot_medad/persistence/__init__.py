@@ -1,0 +1,1 @@
+"""Detectors as folders: plain JSON and safetensors, written atomically, read without trust."""

@@ -1,0 +1,135 @@
+"""The model card: what was fitted, on what, what was measured, and what it is not for."""
+
+from __future__ import annotations
+
+from string import Template
+from typing import Any
+
+from oneshot_medad.persistence.store import RULES, Stored
+
+BASE_MODELS = {"tiny": None}
+"""Hub repositories of the frozen networks; the embedded ones have none."""
+
+TEXT = Template("""---
+$metadata
+---
+
+# $title
+
+A one-shot anomaly detector for medical images, fitted with [oneshot-medad](https://pypi.org/project/oneshot-medad/). It
+scores how abnormal an image is and shows where; higher is more abnormal.
+
+**Research use only. This is not a medical device and must not be used for diagnosis.**
+
+## Use
+
+```python
+from oneshot_medad import AnomalyDetector
+
+detector = AnomalyDetector.from_pretrained("$location")
+scores, heatmaps = detector.predict(["image.png"])
+```
+
+## What it was fitted on
+
+| | |
+|---|---|
+| normal images | $count |
+| modality | $modality |
+| frozen networks | $backbone |
+| recipe | $recipe |
+| fitted | $created with oneshot-medad $version, seed $seed |
+
+Hashes of the normal images (SHA-256 of their pixels; the images themselves are not in this repository):
+
+$hashes
+
+## What was measured
+
+$evaluation
+
+## Threshold
+
+Images that score above $threshold are flagged. $rule
+
+## Limits
+
+- It knows the normal variation of $count image(s) and nothing of your scanner, protocol or population. Evaluate it on
+  your own labelled images before you rely on a number.
+- Images of another anatomy, view or modality get a score too; that score means nothing.
+- The model file holds features of the normal images. They are not images, but some of an image may be guessed
+  from them: share the file only if you may share what it was fitted on.
+
+## Licence
+
+$license
+""")
+
+
+def model_card(stored: Stored, location: str, license: str | None, modality: str | None) -> str:  # noqa: A002
+    """README.md of a detector in the Hub's format.
+
+    Parameters
+    ----------
+    stored
+        The detector.
+    location
+        Folder or repository that the loading example names.
+    license
+        The author's choice, as the Hub writes it; never invented.
+    modality
+        What the images are, in the author's words.
+    """
+    from huggingface_hub import ModelCardData
+
+    backbone, provenance = stored.config["backbone"]["name"], stored.provenance
+    metadata = ModelCardData(
+        library_name="oneshot-medad",
+        license=license,
+        pipeline_tag="image-segmentation",
+        base_model=BASE_MODELS.get(backbone),
+        tags=["anomaly-detection", "medical-imaging", "one-shot", "research-use-only"],
+    )
+    return TEXT.substitute(
+        metadata=metadata.to_yaml().strip(),
+        title=location.rstrip("/").split("/")[-1] or "detector",
+        location=location,
+        count=stored.calibration["n_support"],
+        modality=modality or "not stated",
+        backbone=backbone,
+        recipe=stored.config["parameters"]["recipe"],
+        created=provenance["created"],
+        version=stored.config["package_version"],
+        seed=stored.config["parameters"]["random_state"],
+        hashes="\n".join(f"- `{image['sha256']}`" for image in provenance["support"]),
+        evaluation=_evaluation(provenance.get("evaluation")),
+        threshold=f"{stored.calibration['threshold']:.4g}",
+        rule=RULES[stored.calibration["rule"]],
+        license=license or "Not stated by the author.",
+    )
+
+
+def _evaluation(found: dict[str, Any] | None) -> str:
+    """A table of the numbers that `AnomalyDetector.evaluate` stored."""
+    if not found:
+        return "Not measured."
+    names = {
+        "image_auroc": "image AUROC",
+        "image_ap": "image average precision",
+        "pixel_auroc": "pixel AUROC",
+        "aupro": "AUPRO (limit 0.3)",
+        "sensitivity": "sensitivity at the threshold",
+        "specificity": "specificity at the threshold",
+    }
+    lines = [
+        f"On {found['n_normal']} normal and {found['n_abnormal']} abnormal images chosen by the author:",
+        "",
+        "| measure | value | 95 % interval |",
+        "|---|---|---|",
+    ]
+    for key, name in names.items():
+        if key in found:
+            low_high = found.get(f"{key}_interval")
+            interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else ""
+            lines.append(f"| {name} | {found[key]:.3f} | {interval} |")
+    return "\n".join(lines)

@@ -1,0 +1,163 @@
+"""A detector's configuration as plain values, and back, with every value checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from oneshot_medad.backbones.specs import BACKBONES, BackboneSpec
+from oneshot_medad.config import RECIPES, Recipe
+from oneshot_medad.errors import ConfigError, PersistenceError
+from oneshot_medad.images.read import MedicalImage
+from oneshot_medad.persistence.folder import BACKBONE, CONFIG
+from oneshot_medad.persistence.read import is_number, sha256, take
+from oneshot_medad.persistence.store import SCHEMA, check_hashes
+from oneshot_medad.training.joint import Shapes
+
+PACKAGES = ("oneshot-medad", "torch", "open_clip_torch", "medvae", "accelerate", "safetensors", "numpy")
+LIMITS = {"channels": 256, "grid": 512, "embed_dim": 4096, "text_width": 4096}
+"""Largest sizes that a configuration may ask for; far above every known network, far below what exhausts memory."""
+
+
+def provenance(support: Iterable[MedicalImage]) -> dict[str, Any]:
+    """When and with what a detector was fitted; of the images only hashes of their pixels and their sizes."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in PACKAGES},
+        "support": [
+            {"sha256": hashlib.sha256(image.pixels.numpy().tobytes()).hexdigest(), "size": list(image.size)}
+            for image in support
+        ],
+    }
+
+
+def pack(parameters: Mapping[str, Any], recipe: Recipe, shapes: Shapes, spec: BackboneSpec) -> dict[str, Any]:
+    """Content of ``config.json``."""
+    named = parameters["recipe"] if isinstance(parameters["recipe"], str) else "custom"
+    kept = {name: parameters[name] for name in ("init", "n_steps", "intensity_range", "random_state")}
+    if kept["intensity_range"] is not None:
+        kept["intensity_range"] = [float(v) for v in kept["intensity_range"]]
+    for name in ("n_steps", "random_state"):
+        kept[name] = None if kept[name] is None else int(kept[name])
+    return {
+        "schema": SCHEMA,
+        "package_version": version("oneshot-medad"),
+        "backbone": {
+            "name": spec.name,
+            "image_px": spec.image_px,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "levels": list(spec.levels),
+            "license": spec.license,
+            "files": {path.name: sha256(path) for path in spec.files},
+        },
+        "shapes": asdict(shapes),
+        "recipe": recipe.to_dict(),
+        "parameters": {"recipe": named, **kept},
+    }
+
+
+def unpack(config: Mapping[str, Any], where: str) -> tuple[Recipe, Shapes, dict[str, Any]]:
+    """Recipe, shapes and constructor parameters of a ``config.json``; anything odd in it is an error."""
+    try:
+        recipe = Recipe.from_dict(config["recipe"])
+    except (ConfigError, TypeError) as error:
+        raise PersistenceError(f"{where} has a recipe that cannot be used: {error}") from error
+    shapes = _shapes(config["shapes"], where)
+    none = type(None)
+    parameters = take(
+        config["parameters"],
+        f"{where} parameters",
+        recipe=str,
+        init=str,
+        n_steps=(int, none),
+        intensity_range=(list, none),
+        random_state=(int, none),
+    )
+    window = parameters["intensity_range"]
+    if window is not None:
+        if len(window) != 2 or not all(is_number(v) for v in window) or not window[0] < window[1]:
+            raise PersistenceError(f"{where} has intensity_range={window!r}; wanted [low, high] with low < high.")
+        parameters["intensity_range"] = tuple(window)
+    name = parameters["recipe"]
+    steps = parameters["n_steps"]
+    if name not in RECIPES or Recipe.from_dict({**RECIPES[name].to_dict(), "n_steps": recipe.n_steps}) != recipe:
+        parameters["recipe"] = recipe  # one of the user's own, or the named one of another version
+    elif steps is None and RECIPES[name].n_steps != recipe.n_steps:
+        parameters["recipe"] = recipe
+    return recipe, shapes, parameters
+
+
+def _shapes(values: Mapping[str, Any], where: str) -> Shapes:
+    values = take(values, f"{where} shapes", channels=int, levels=list, grid=int, embed_dim=int, text_width=int)
+    pairs = values["levels"]
+    fits = 1 <= len(pairs) <= 8 and all(
+        isinstance(p, list)
+        and len(p) == 2
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in p)
+        and 1 <= p[0] <= 8192
+        and 1 <= p[1] <= 512
+        for p in pairs
+    )
+    if not fits or not all(1 <= values[name] <= limit for name, limit in LIMITS.items()):
+        raise PersistenceError(f"{where} has shapes {values!r}; wanted positive sizes of at most {LIMITS}.")
+    return Shapes(**{**values, "levels": tuple((c, side) for c, side in pairs)})
+
+
+def resolve_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | None) -> BackboneSpec:
+    """The frozen networks of a saved detector: given by the caller, included in its folder, or the package's own.
+
+    Whichever they are, their files must have the hashes that the detector was saved with.
+    """
+    where = str(folder / CONFIG)
+    values = take(
+        stored,
+        f"{where} backbone",
+        name=str,
+        image_px=int,
+        mean=list,
+        std=list,
+        levels=list,
+        license=str,
+        files=dict,
+    )
+    if not (
+        16 <= values["image_px"] <= 4096
+        and all(isinstance(level, str) for level in values["levels"])
+        and all(len(values[k]) == 3 and all(is_number(v) for v in values[k]) for k in ("mean", "std"))
+        and all(v > 0 for v in values["std"])
+    ):
+        raise PersistenceError(f"{where} describes a backbone that cannot be: {values!r}.")
+    own = folder / BACKBONE
+    if given is not None:
+        spec = given
+    elif own.is_dir():
+        spec = BackboneSpec(
+            name=values["name"],
+            image_px=values["image_px"],
+            folder=own,
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+            levels=tuple(values["levels"]),
+            license=values["license"],
+        )
+    elif values["name"] in BACKBONES:
+        spec = BACKBONES[values["name"]]
+    else:
+        raise PersistenceError(
+            f"{where} was fitted on backbone {values['name'][:80]!r}, which neither the folder nor this version holds. "
+            "Pass backbone=BackboneSpec(...)."
+        )
+    described = (spec.image_px, list(spec.mean), list(spec.std), list(spec.levels))
+    if described != tuple(values[k] for k in ("image_px", "mean", "std", "levels")):
+        raise PersistenceError(f"{where} was fitted with another input size, scale or levels than {spec.name!r} has.")
+    wanted = {path.name for path in spec.files}
+    if set(values["files"]) != wanted:
+        raise PersistenceError(f"{where} hashes the files {sorted(values['files'])}; wanted {sorted(wanted)}.")
+    check_hashes(values["files"], spec.folder, where)
+    return spec

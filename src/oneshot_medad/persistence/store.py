@@ -1,0 +1,160 @@
+"""What a saved detector consists of, and the way to and from a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oneshot_medad.errors import PersistenceError
+from oneshot_medad.persistence.folder import BACKBONE, CALIBRATION, CARD, CONFIG, MODEL, PROVENANCE, replacing
+from oneshot_medad.persistence.read import is_number, plain_file, read_json, read_tensors, sha256, take
+
+SCHEMA = 1
+"""Version of the folder's format; raised when a reader of the old one could not read the new one."""
+
+RULES = {
+    "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
+    "them. It is a starting point, not a promised false-positive rate.",
+}
+"""How a threshold can have been found, in the words of the card."""
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From a schema to a function that turns its ``config.json`` into the next schema's."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A detector as plain values and tensors.
+
+    Attributes
+    ----------
+    config
+        Everything needed to build it again: schema, package version, backbone, shapes, recipe, parameters.
+    tensors
+        What was trained or computed at fit.
+    calibration
+        Threshold and how it was found.
+    provenance
+        Versions, time, seeds, hashes of the support images, evaluation; nothing that a prediction depends on.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    calibration: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def write_folder(target: str | Path, stored: Stored, card: str, backbone: Mapping[str, Path] | None = None) -> None:
+    """Write a detector, atomically.
+
+    Parameters
+    ----------
+    target
+        A new or empty folder, or a saved detector to replace.
+    stored
+        The detector.
+    card
+        Text of its README.
+    backbone
+        Files of the frozen networks to include, by name.
+    """
+    from safetensors.torch import save
+
+    with replacing(Path(target)) as folder:
+        for name, values in (
+            (CONFIG, stored.config),
+            (CALIBRATION, stored.calibration),
+            (PROVENANCE, stored.provenance),
+        ):
+            (folder / name).write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / MODEL).write_bytes(save({k: v.detach().contiguous() for k, v in stored.tensors.items()}))
+        (folder / CARD).write_text(card, encoding="utf-8")
+        for name, path in (backbone or {}).items():
+            (folder / BACKBONE).mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / BACKBONE / name)
+
+
+def read_folder(folder: Path) -> Stored:
+    """The detector in ``folder``, with every file checked; nothing is fetched.
+
+    Raises
+    ------
+    PersistenceError
+        Anything missing, extra, damaged, or of a version this package cannot read.
+    """
+    if not folder.is_dir():
+        raise PersistenceError(f"Got {folder}, which is no folder; wanted a saved detector.")
+    config = _migrated(read_json(folder, CONFIG), folder / CONFIG)
+    take(
+        config,
+        str(folder / CONFIG),
+        schema=int,
+        package_version=str,
+        backbone=dict,
+        shapes=dict,
+        recipe=dict,
+        parameters=dict,
+    )
+    where = str(folder / CALIBRATION)
+    calibration = take(read_json(folder, CALIBRATION), where, threshold=(float, int), rule=str, n_support=int)
+    if calibration["rule"] not in RULES or calibration["n_support"] < 1:
+        raise PersistenceError(f"{where} has {calibration}; wanted a rule of {list(RULES)} and n_support from 1.")
+    return Stored(config, read_tensors(folder, MODEL), calibration, _provenance(folder))
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """No prediction depends on it, but cards are written from it."""
+    where = str(folder / PROVENANCE)
+    values = take(
+        read_json(folder, PROVENANCE), where, created=str, versions=dict, support=list, evaluation=(dict, type(None))
+    )
+    images = [
+        take(image if isinstance(image, dict) else {}, where, sha256=str, size=list) for image in values["support"]
+    ]
+    numbers = [n for image in images for n in image["size"]]
+    for value in (values["evaluation"] or {}).values():
+        numbers += value if isinstance(value, list) and len(value) == 2 else [value]
+    texts = [values["created"], *values["versions"], *values["versions"].values(), *(i["sha256"] for i in images)]
+    if not all(is_number(n) for n in numbers) or not all(
+        isinstance(t, str) and re.fullmatch(r"[\w.:+-]{1,80}", t) for t in texts
+    ):
+        raise PersistenceError(f"{where} holds something other than a time, versions, hashes, sizes and measures.")
+    return values
+
+
+def _migrated(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    schema = config.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool):
+        raise PersistenceError(f"{path} has schema={schema!r}; wanted a whole number. Is it a oneshot-medad detector?")
+    while schema != SCHEMA:
+        if schema not in MIGRATIONS:
+            version = str(config.get("package_version"))[:40]
+            raise PersistenceError(
+                f"{path} was written by oneshot-medad {version} (format {schema}); this version reads format {SCHEMA}. "
+                f"Install that version: pip install oneshot-medad=={version}"
+            )
+        config = MIGRATIONS[schema](config)
+        schema = config["schema"]
+    return config
+
+
+def check_hashes(files: Mapping[str, Any], folder: Path, where: str) -> None:
+    """The frozen networks in ``folder`` must be the ones that the detector was fitted with."""
+    if not files:
+        raise PersistenceError(f"{where} names no backbone file; wanted the hash of each.")
+    for name, wanted in files.items():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise PersistenceError(f"{where} names a backbone file {name!r}; wanted a plain file name.")
+        found = sha256(plain_file(folder, name))
+        if found != wanted:
+            raise PersistenceError(
+                f"{where} was fitted with another {name} (sha256 {str(wanted)[:12]}…, here {found[:12]}…). Install the "
+                "version of oneshot-medad it was saved with, or save it again with include_backbones=True."
+            )

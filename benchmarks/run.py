@@ -63,10 +63,11 @@ class Collection:
         """Lesion masks of some rows; None if the set has none."""
         if not any(item.mask for item in self.items):
             return None
-        return [
-            np.asarray(Image.open(item.mask).convert("1")) if item.mask else np.zeros(self.sizes[row], bool)
-            for row, item in ((int(r), self.items[r]) for r in rows)
-        ]
+        found = []
+        for row in rows.tolist():
+            path = self.items[row].mask
+            found.append(np.asarray(Image.open(path).convert("1")) if path else np.zeros(self.sizes[row], bool))
+        return found
 
 
 def read_collection(data: str, name: str, role: str = "eval") -> Collection:

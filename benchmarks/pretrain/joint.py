@@ -61,7 +61,7 @@ def losses(
         found = episode_loss(torch.cat(judged).float(), episodes, calibration)
         fake = torch.cat(made).float()
         terms[f"{branch}_real"] = 4 * found["focal"] + found["dice"] + 0.5 * found["image"]
-        terms[f"{branch}_latent"] = 4 * focal_loss(fake, mask) + dice_loss(fake, mask)
+        terms[f"{branch}_latent"] = 2 * focal_loss(fake, mask) + 0.5 * dice_loss(fake, mask)
     return terms
 
 
@@ -111,6 +111,6 @@ if __name__ == "__main__":
     for name in ("--heads", "--adapted", "--out"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--limit", type=int, help="images of each class, for a trial")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()
     train(args.data, args.heads, args.adapted, args.out, args.steps, limit=args.limit)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.images.augment import normal_views
@@ -60,14 +61,18 @@ def join(parts: list[Encoded]) -> Encoded:
     )
 
 
-def encode(backbone: Backbone, images: torch.Tensor, masks: torch.Tensor | None = None) -> Encoded:
-    """Run the frozen networks once over (V, 3, S, S) images with optional (V, S, S) lesion masks."""
+def encode(backbone: Backbone, images: torch.Tensor, masks: torch.Tensor | None = None, exact: bool = True) -> Encoded:
+    """Run the frozen networks once over (V, 3, S, S) images with optional (V, S, S) lesion masks.
+
+    ``exact=False`` computes in bfloat16 where the device is fast at that: good enough to train on.
+    """
     device = backbone.latents.mean.device
     z, levels = [], []
-    for chunk in images.split(ENCODE_BATCH):
-        latents, features = backbone.features(chunk.to(device))
-        z.append(latents.cpu())
-        levels.append([f.cpu() for f in features])
+    with torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_fast_bf16(device)):
+        for chunk in images.split(ENCODE_BATCH):
+            latents, features = backbone.features(chunk.to(device))
+            z.append(latents.cpu())
+            levels.append([f.cpu() for f in features])
     latent = torch.cat(z)
     size = (latent.shape[-2], latent.shape[-1])
     if masks is None:
@@ -115,9 +120,11 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
     )
     lesion = None
     if recipe.n_lesions:
-        lesion = encode(backbone, *add_lesions(views(recipe.n_lesions), generator, recipe.max_area))
+        lesion = encode(backbone, *add_lesions(views(recipe.n_lesions), generator, recipe.max_area), exact=False)
     held_lesion = encode(backbone, *add_lesions(held, generator, recipe.max_area))
-    return Views(encode(backbone, reference), encode(backbone, normal), lesion, encode(backbone, held), held_lesion)
+    return Views(
+        encode(backbone, reference), encode(backbone, normal, exact=False), lesion, encode(backbone, held), held_lesion
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,15 @@
 import torch
 
 from oneshot_medad.backbones.clip import tokenize
-from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES, Prompts, similarity_map
+from oneshot_medad.nn.head import (
+    ABNORMAL_PHRASES,
+    NORMAL_PHRASES,
+    ContextAdapters,
+    Prompts,
+    as_rows,
+    nearest,
+    similarity_map,
+)
 from oneshot_medad.nn.losses import dice_loss, focal_loss
 from oneshot_medad.nn.projection import ProjectionHead
 from oneshot_medad.nn.unet import DeviationUNet
@@ -75,3 +83,28 @@ def test_projection_gives_every_level_its_own_grid():
     assert [tuple(f.shape) for f in head(torch.randn(2, 4, 32, 32))] == [(2, 5, 32, 32), (2, 6, 16, 16), (2, 7, 8, 8)]
     coarser = ProjectionHead(4, [(5, 16), (5, 16)], grid=28, width=16)
     assert [tuple(f.shape) for f in coarser(torch.randn(1, 4, 28, 28))] == [(1, 5, 16, 16)] * 2
+
+
+def test_nearest_is_the_closest_row_at_every_place():
+    torch.manual_seed(0)
+    features, normal = torch.randn(2, 5, 3, 4), torch.randn(30, 5)
+    found = nearest(features, normal)
+    for b in range(2):
+        for y in range(3):
+            for x in range(4):
+                distances = (normal - features[b, :, y, x]).norm(dim=1)
+                assert torch.equal(found[b, :, y, x], normal[distances.argmin()])
+    rows = as_rows([features])[0]
+    assert torch.equal(nearest(features, rows), features)
+
+
+def test_context_adapters_read_the_reference_and_keep_every_grid():
+    torch.manual_seed(0)
+    adapters = ContextAdapters([4, 6], 16, width=8)
+    features = [torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)]
+    one, other = ([torch.randn(20, 4), torch.randn(20, 6)] for _ in range(2))
+    got = adapters(features, one)
+    assert [tuple(g.shape) for g in got] == [(2, 16, 8, 8), (2, 16, 4, 4)]
+    assert not torch.allclose(got[0], adapters(features, other)[0])
+    alone = adapters([f[:1] for f in features], one)
+    torch.testing.assert_close(alone[0], got[0][:1])

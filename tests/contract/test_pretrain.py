@@ -1,0 +1,67 @@
+"""The scripts that made the embedded weights still run from images to files that fit, on a few generated images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from benchmarks.data import read_manifest
+from benchmarks.pretrain import adapt, joint
+from benchmarks.pretrain.episodes import SHARES, Pool
+from oneshot_medad.backbones.specs import WEIGHTS
+
+COLUMNS = ("role", "set", "path", "label", "class", "mask", "patient")
+
+
+@pytest.fixture(scope="module")
+def data(sample, tmp_path_factory):
+    """A pool of slices in the layout that the scripts read."""
+    root = tmp_path_factory.mktemp("data")
+    rows = []
+    for name in SHARES:
+        for i, (image, label, mask) in enumerate(zip(sample.images, sample.labels, sample.masks, strict=True)):
+            if name == "spine" and label:
+                continue
+            path, mask_path = f"{name}{i}.png", f"{name}{i}_mask.png"
+            Image.fromarray(np.rot90(image, len(rows) % 4).copy()).save(root / path)
+            Image.fromarray(np.rot90(mask, len(rows) % 4).copy()).save(root / mask_path)
+            masked = bool(label) and name in ("brisc", "fracatlas")
+            word = "unlabelled" if name == "spine" else ("abnormal" if label else "normal")
+            rows.append(("pool", name, path, word, word, mask_path if masked else "", ""))
+    with (root / "MANIFEST.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return root
+
+
+def test_episodes_show_a_reference_a_drawn_an_abnormal_and_a_normal_image(data):
+    pool = Pool(str(data), 64, lambda images: images.mean((2, 3)))
+    assert len(pool.items) == len(read_manifest(data))
+    episodes = pool.draw(6)
+    assert episodes.images.shape == (24, 3, 64, 64)
+    assert episodes.labels.tolist() == [1, 1, 0] * 6
+    lesion = episodes.masks.flatten(1).sum(1) > 0
+    assert lesion[::3].all()  # drawn
+    assert not lesion[2::3].any()  # normal
+    assert (episodes.has_mask[1::3] == lesion[1::3]).all()  # a mask is known exactly where the pool has one
+
+
+@pytest.mark.slow
+def test_adapt_and_joint_make_files_that_fit_the_package(data, tmp_path, backbone):
+    clip, adapted, out = (tmp_path / f"{name}.safetensors" for name in ("clip", "adapted", "joint"))
+    adapt.load_backbone.cache_clear()  # the scripts train what they load
+    adapt.train(str(data), clip, adapted, steps=2, count=2)
+    adapt.load_backbone.cache_clear()
+    before, after = load_file(WEIGHTS / "clip.safetensors"), load_file(clip)
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved
+    assert all(k.startswith("visual.trunk") for k in moved)
+
+    joint.train(str(data), WEIGHTS / "heads.safetensors", adapted, out, steps=2, count=2)
+    shipped = load_file(WEIGHTS / "heads.safetensors")
+    assert {k: v.shape for k, v in load_file(out).items()} == {k: v.shape for k, v in shipped.items()}
+    assert json.loads(out.with_suffix(".json").read_text())["record"]["joint"]["steps"] == 2

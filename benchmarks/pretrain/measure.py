@@ -1,4 +1,4 @@
-"""Mean absolute reconstruction error of the embedded autoencoder on images it has not seen.
+"""What the embedded weights are worth: reconstruction, projection and zero-shot accuracy.
 
 python -m benchmarks.pretrain.measure --data DIR
 """
@@ -10,30 +10,66 @@ import json
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from benchmarks.data import DEFAULT_DATA, load, read_manifest
-from oneshot_medad.backbones import load_backbone
+from benchmarks.data import DEFAULT_DATA, Item, load, read_manifest, split
+from benchmarks.pretrain.captions import MODALITIES
+from oneshot_medad import Recipe
+from oneshot_medad.backbones import Backbone, load_backbone
+from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.images.preprocess import to_field
+from oneshot_medad.training.cache import encode
+from oneshot_medad.training.joint import JointModel
 
 
-def reconstruction_error(data: str, count: int = 60) -> dict[str, float]:
-    """Error per eval set, images in [0, 1] in their square field, ``count`` random images each."""
-    backbone = load_backbone(get_spec("tiny"), torch.device("cpu"))
-    errors = {}
+def fields_of(items: list[Item], side: int) -> torch.Tensor:
+    """(N, 3, side, side) images."""
+    return torch.stack([to_field(load(item.path).float() / 255, side) for item in items])
+
+
+@torch.no_grad()
+def on_unseen_images(backbone: Backbone, data: str, count: int = 60) -> dict[str, dict[str, object]]:
+    """Of ``count`` random images per eval set: reconstruction error in [0, 1] and what P explains of each level."""
+    measured = {}
     for name in ("headct", "covidx", "lgg", "mias"):
         items = read_manifest(data, role="eval", sets=[name])
-        picks = np.random.default_rng(0).permutation(len(items))[:count]
-        found = []
-        for i in range(0, len(picks), 8):
-            fields = torch.stack([to_field(load(items[k].path).float() / 255, 256) for k in picks[i : i + 8]])
-            back = backbone.latents.decode(backbone.latents.encode(fields))
-            found += (back - fields).abs().mean((1, 2, 3)).tolist()
-        errors[name] = round(float(np.mean(found)), 4)
-    return errors
+        picks = [items[k] for k in np.random.default_rng(0).permutation(len(items))[:count]]
+        fields = fields_of(picks, backbone.spec.image_px)
+        seen = encode(backbone, fields)
+        back = torch.cat([backbone.latents.decode(z) for z in seen.z.split(8)])
+        projected = JointModel.build(Recipe.named("default"), backbone, seen).eval().projection(seen.z)
+        explained = [
+            1 - float((p - f).square().mean() / (f - f.mean((0, 2, 3), keepdim=True)).square().mean())
+            for p, f in zip(projected, seen.features, strict=True)
+        ]
+        measured[name] = {
+            "mean_absolute_error": round(float((back - fields).abs().mean()), 4),
+            "projection_explained_variance": [round(e, 3) for e in explained],
+        }
+    return measured
+
+
+@torch.no_grad()
+def zero_shot_modality(backbone: Backbone, data: str) -> float:
+    """Share of held-out pool images whose collection's modality is the nearest prompt."""
+    _, items = split(read_manifest(data, role="pool"))
+    names = sorted(MODALITIES)
+    tokens = tokenize([f"a medical image: {MODALITIES[name][0]}" for name in names])
+    words = backbone.text(tokens)
+    right = 0
+    for start in range(0, len(items), 32):
+        chunk = items[start : start + 32]
+        _, embedded = backbone.vision.forward_all(fields_of(chunk, backbone.spec.image_px))
+        found = (F.normalize(embedded, dim=-1) @ words.T).argmax(1)
+        right += sum(names[k] == item.set for k, item in zip(found.tolist(), chunk, strict=True))
+    return right / len(items)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=DEFAULT_DATA)
-    print(json.dumps({"mean_absolute_error": reconstruction_error(parser.parse_args().data)}, indent=2))
+    args = parser.parse_args()
+    tiny = load_backbone(get_spec("tiny"), torch.device("cpu"))
+    print(json.dumps({"unseen": on_unseen_images(tiny, args.data)}, indent=2))
+    print(json.dumps({"zero_shot_modality_accuracy": zero_shot_modality(tiny, args.data)}))

@@ -30,13 +30,13 @@ DEFAULT = Recipe.named("default")
 METHODS = {
     "default": DEFAULT,
     "reference": Recipe.named("reference"),
-    "nearest": replace(DEFAULT, deviations={}, n_lesions=0, branches=("nearest",), n_steps=1),
+    "nearest": replace(DEFAULT, deviations={}, n_lesions=0, branches={"nearest": 1.0}, n_steps=1),
     "no-deviation": replace(DEFAULT, deviations={}),
     "no-lesions": replace(DEFAULT, n_lesions=0),
-    "no-nearest": replace(DEFAULT, branches=tuple(b for b in DEFAULT.branches if b != "nearest")),
-    "lesions-only": replace(DEFAULT, deviations={}, branches=("clip",)),
-    "clip": replace(DEFAULT, branches=("clip",)),
-    "latent": replace(DEFAULT, branches=("latent",)),
+    "no-nearest": replace(DEFAULT, branches={"clip": 1.0}),
+    "lesions-only": replace(DEFAULT, deviations={}, branches={"clip": 1.0}),
+    "latent": replace(DEFAULT, branches={"latent": 1.0}),
+    "with-latent": replace(DEFAULT, branches={"clip": 0.75, "latent": 0.1, "nearest": 0.15}),
 }
 
 

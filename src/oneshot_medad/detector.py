@@ -381,8 +381,9 @@ class AnomalyDetector(BaseEstimator):
         backbone = self._backbone
         side = backbone.spec.image_px
         fields = torch.stack([to_field(image.pixels, side) for image in images])
-        z, features = backbone.features(fields.to(self._device))
-        scores, maps = self._scorer(z, features)
+        fields = fields.to(self._device)
+        z = backbone.latents.encode(fields) if self._scorer.needs_latents else None
+        scores, maps = self._scorer(z, backbone.vision(fields))
         for image, score, heatmap in zip(images, scores.tolist(), maps.cpu(), strict=True):
             yield score, from_field(heatmap, side, image.size).numpy()
 

@@ -134,22 +134,30 @@ class Scorer(nn.Module):
         return [value for key, value in self.named_buffers(recurse=False) if key.startswith(name)]
 
     @torch.no_grad()
-    def branch_maps(self, z: torch.Tensor, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Raw (B, h, w) map of every branch, on the latent grid."""
-        size = (z.shape[-2], z.shape[-1])
+    def branch_maps(self, z: torch.Tensor | None, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Raw (B, h, w) map of every branch, on the latent grid; ``z`` may be None if `needs_latents` is false."""
+        size = (self.model.shapes.grid, self.model.shapes.grid)
         maps = {}
         for branch in self.recipe.branches:
             if branch == "nearest":
                 assert self.bank is not None
                 found = self.bank(features)
-            elif branch == "deviation":
-                found = self._deviation(z)
+            elif branch == "clip":
+                found = self.model.branch_map(branch, features, as_rows(self._levels("reference")), self.text)
             else:
-                seen = features if branch == "clip" else self.model.projection(z)
-                rows = as_rows(self._levels("reference")) if branch == "clip" else self._levels("latent_rows")
-                found = self.model.branch_map(branch, seen, rows, self.text)
+                assert z is not None
+                if branch == "deviation":
+                    found = self._deviation(z)
+                else:
+                    rows = self._levels("latent_rows")
+                    found = self.model.branch_map(branch, self.model.projection(z), rows, self.text)
             maps[branch] = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return maps
+
+    @property
+    def needs_latents(self) -> bool:
+        """Whether any branch reads the latent of a test image; if not, the autoencoder need not run."""
+        return bool({"latent", "deviation"} & self.recipe.branches.keys())
 
     def _deviation(self, z: torch.Tensor) -> torch.Tensor:
         """Mean square deviation that the network predicts for the untouched latent, over all timesteps."""
@@ -168,29 +176,29 @@ class Scorer(nn.Module):
         """Fix scale and fusion on the held-out views; return their fused (normal, lesion) image scores.
 
         Each branch is shifted and scaled so that the median normal view scores 0 and the median lesion view 1. Its
-        weight is how well it separates the two, 2·AUROC − 1, squared.
+        weight is the recipe's trust in it times the square of how well it separates the two, 2·AUROC − 1.
         """
         normal = self.branch_maps(*_inputs(views.held_normal, device))
         lesion = self.branch_maps(*_inputs(views.held_lesion, device))
-        for i, branch in enumerate(self.recipe.branches):
+        for i, (branch, trust) in enumerate(self.recipe.branches.items()):
             low, high = self.image_score(normal[branch]).cpu(), self.image_score(lesion[branch]).cpu()
             gap = max(float(high.median() - low.median()), 0.25 * float(low.std()), 1e-6)
             self.scale[i] = torch.tensor([float(low.median()), gap])
             labels = [0] * len(low) + [1] * len(high)
-            self.weights[i] = max(0.0, 2 * auroc(labels, torch.cat([low, high]).numpy()) - 1) ** 2
+            self.weights[i] = trust * max(0.0, 2 * auroc(labels, torch.cat([low, high]).numpy()) - 1) ** 2
         if float(self.weights.sum()) < 1e-6:
-            self.weights.fill_(1.0)
+            self.weights.copy_(torch.tensor(list(self.recipe.branches.values())))
         self.weights /= self.weights.sum()
         return self.image_score(self.fuse(normal)), self.image_score(self.fuse(lesion))
 
     def fuse(self, maps: dict[str, torch.Tensor]) -> torch.Tensor:
         """Weighted mean of the scaled branch maps, (B, h, w)."""
-        fused = torch.zeros_like(maps[self.recipe.branches[0]])
+        fused = torch.zeros_like(next(iter(maps.values())))
         for branch, (low, gap), weight in zip(self.recipe.branches, self.scale, self.weights, strict=True):
             fused += weight * (maps[branch] - low) / gap
         return fused
 
-    def forward(self, z: torch.Tensor, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, z: torch.Tensor | None, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) scores and (B, h, w) heatmaps; higher is more abnormal."""
         heatmaps = self.fuse(self.branch_maps(z, features))
         return self.image_score(heatmaps), heatmaps

@@ -25,10 +25,10 @@ def test_recipes_are_frozen():
         ({"n_steps": 0}, "n_steps=0; wanted at least 1"),
         ({"learning_rate": -1.0}, "more than 0"),
         ({"top_fraction": 1.5}, r"in \(0, 1\]"),
-        ({"branches": ["clip", "clap"]}, "clap"),
-        ({"branches": []}, "at least one"),
+        ({"branches": {"clip": 1, "clap": 1}}, "clap"),
+        ({"branches": {}}, "at least one"),
         ({"deviations": {"pink": 1.0}}, "pink"),
-        ({"deviations": {"white": 0.0}}, "positive"),
+        ({"deviations": {"white": 0.0}}, "more than 0"),
         ({"deviations": {}, "n_lesions": 0}, "deviations is empty"),
     ],
 )

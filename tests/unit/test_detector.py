@@ -83,7 +83,7 @@ def test_several_support_images(sample, small):
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_every_branch_works_alone(sample, small, branch):
-    detector = AnomalyDetector(recipe=replace(small, branches=(branch,)), random_state=0).fit(sample.support)
+    detector = AnomalyDetector(recipe=replace(small, branches={branch: 1.0}), random_state=0).fit(sample.support)
     assert np.isfinite(detector.predict(sample.images[:2]).scores).all()
 
 

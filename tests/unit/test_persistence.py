@@ -98,7 +98,7 @@ def test_a_missing_file(copied, name):
         (lambda t: t.update(weights=t["weights"].double()), "wanted torch.float32"),
         (lambda t: t.update(text=t["text"].float()), "wanted torch.float16"),
         (lambda t: t.update(reference0=torch.zeros(4, 3).half()), "reference0"),
-        (lambda t: t.pop("latent_rows1"), "latent_rows1"),
+        (lambda t: t.pop("reference1"), "reference1"),
     ],
 )
 def test_tensors_that_do_not_fit(copied, change, message):
@@ -331,11 +331,11 @@ def test_an_evaluation_is_stored_and_shown(fitted, sample, tmp_path):
 
 
 def test_a_detector_with_other_parameters_comes_back_with_them(sample, small, tmp_path):
-    made = AnomalyDetector(recipe=replace(small, branches=("nearest",)), intensity_range=(0, 300), random_state=3)
+    made = AnomalyDetector(recipe=replace(small, branches={"nearest": 1.0}), intensity_range=(0, 300), random_state=3)
     made.fit(sample.support.astype("int16"))
     loaded = AnomalyDetector.from_pretrained(made.save_pretrained(tmp_path / "d"))
     assert loaded.intensity_range == (0, 300)
-    assert loaded.recipe.branches == ("nearest",)
+    assert loaded.recipe.branches == {"nearest": 1.0}
     assert np.array_equal(loaded.predict(sample.images[:1]).scores, made.predict(sample.images[:1]).scores)
 
 

@@ -158,7 +158,8 @@ class JointModel(nn.Module):
             show(moved if real else changed, changed, batch.disturb_mask)
         alignment = _mean([F.mse_loss(p.float(), f) for p, f in zip(projected, normal.features, strict=True)])
         if batch.lesion is not None:
-            show(batch.lesion.features, self.projection(batch.lesion.z), batch.lesion.mask)
+            latent = self.projection(batch.lesion.z) if "latent" in seen else []
+            show(batch.lesion.features, latent, batch.lesion.mask)
 
         words, rows = self.text_features(text), self.normal_rows(batch.reference)
         losses = []

@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from hub_server import Fault, serving
 
 from oneshot_medad import AnomalyDetector
 from oneshot_medad.errors import HubError, PersistenceError
 from oneshot_medad.persistence import hub as hub_calls
-from tests.hub_server import Fault, serving
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 REPO = "clinic/brain"

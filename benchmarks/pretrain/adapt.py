@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,11 @@ def pooled(tower: VisionTower):
 
 
 def start(backbone: Backbone, pool: Pool, seed: int, init: str = "pretrained") -> JointModel:
-    """A default detector's trained parts for ``backbone``."""
+    """The trained parts of a default detector with both learned branches."""
     torch.manual_seed(seed)
     example = encode(backbone, pool.fields[:1, :3].float() / 255)
-    return JointModel.build(Recipe.named("default"), backbone, example, init)
+    recipe = replace(Recipe.named("default"), branches={"clip": 0.5, "latent": 0.5})
+    return JointModel.build(recipe, backbone, example, init)
 
 
 def train(

@@ -85,7 +85,7 @@ class Recipe:
     top_fraction: float = 0.01
     n_steps: int = 40
     batch_size: int = 4
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:

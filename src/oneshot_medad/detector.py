@@ -255,7 +255,7 @@ class AnomalyDetector(BaseEstimator):
         >>> bool((again.predict(sample.images[:2]).scores == detector.predict(sample.images[:2]).scores).all())
         True
         """
-        return self._save(Path(folder), str(folder), license, modality, include_backbones)
+        return self._save(Path(folder), Path(folder).absolute().name, license, modality, include_backbones)
 
     def push_to_hub(
         self,

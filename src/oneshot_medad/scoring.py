@@ -14,6 +14,9 @@ from oneshot_medad.training.cache import Encoded, Views
 from oneshot_medad.training.joint import JointModel, Shapes
 
 BANK_SIZE = 8192
+NEAREST_CAP = 0.5
+"""Other patients lie far from one patient's features almost everywhere; beyond this, distance says nothing about disease."""
+
 EXACT = ("scale", "weights")
 """What is stored in full precision."""
 
@@ -195,7 +198,8 @@ class Scorer(nn.Module):
         """Weighted mean of the scaled branch maps, (B, h, w)."""
         fused = torch.zeros_like(next(iter(maps.values())))
         for branch, (low, gap), weight in zip(self.recipe.branches, self.scale, self.weights, strict=True):
-            fused += weight * (maps[branch] - low) / gap
+            scaled = (maps[branch] - low) / gap
+            fused += weight * (scaled.clamp(max=NEAREST_CAP) if branch == "nearest" else scaled)
         return fused
 
     def forward(self, z: torch.Tensor | None, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from oneshot_medad.training.joint import JointModel, Shapes
 
 BANK_SIZE = 8192
 NEAREST_CAP = 0.5
-"""Other patients lie far from one patient's features almost everywhere; beyond this, distance says nothing about disease."""
+"""Most of another patient lies far from the features of one: next to other branches, distance may add this much."""
 
 EXACT = ("scale", "weights")
 """What is stored in full precision."""
@@ -199,7 +199,7 @@ class Scorer(nn.Module):
         fused = torch.zeros_like(next(iter(maps.values())))
         for branch, (low, gap), weight in zip(self.recipe.branches, self.scale, self.weights, strict=True):
             scaled = (maps[branch] - low) / gap
-            fused += weight * (scaled.clamp(max=NEAREST_CAP) if branch == "nearest" else scaled)
+            fused += weight * (scaled.clamp(max=NEAREST_CAP) if branch == "nearest" and len(maps) > 1 else scaled)
         return fused
 
     def forward(self, z: torch.Tensor | None, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,8 +16,8 @@ $metadata
 
 # $title
 
-A one-shot anomaly detector for medical images, fitted with [oneshot-medad](https://pypi.org/project/oneshot-medad/). It
-scores how abnormal an image is and shows where; higher is more abnormal.
+A one-shot anomaly detector for medical images, fitted with `oneshot-medad`. It scores how abnormal an
+image is and shows where; higher is more abnormal.
 
 **Research use only. This is not a medical device and must not be used for diagnosis.**
 

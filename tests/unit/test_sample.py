@@ -20,11 +20,14 @@ def test_sample_is_seeded_labelled_and_masked():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_one_normal_image_is_enough_on_the_sample(seed):
-    sample = load_sample(random_state=seed)
-    predictions = AnomalyDetector(random_state=seed).fit(sample.support).predict(sample.images)
-    assert auroc(sample.labels, predictions.scores) >= 0.85
+def test_one_normal_image_is_enough_on_the_sample():
+    """Mean over three draws of sample and fit; 24 images each, so a single draw moves by several hundredths."""
+    found = []
+    for seed in (0, 1, 2):
+        sample = load_sample(random_state=seed)
+        predictions = AnomalyDetector(random_state=seed).fit(sample.support).predict(sample.images)
+        found.append(auroc(sample.labels, predictions.scores))
+    assert np.mean(found) >= 0.85, found
 
 
 def test_pictures_have_the_promised_sizes(sample):

@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "AnomalyDetector": "detector",
+    "BackboneSpec": "backbones.specs",
+    "HubWeights": "backbones.specs",
     "Predictions": "predictions",
     "Recipe": "config",
     "datasets": "datasets",
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from oneshot_medad import datasets as datasets
     from oneshot_medad import errors as errors
     from oneshot_medad import evaluation as evaluation
+    from oneshot_medad.backbones.specs import BackboneSpec as BackboneSpec
+    from oneshot_medad.backbones.specs import HubWeights as HubWeights
     from oneshot_medad.config import Recipe as Recipe
     from oneshot_medad.detector import AnomalyDetector as AnomalyDetector
     from oneshot_medad.predictions import Predictions as Predictions

@@ -120,7 +120,11 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> Recipe:
-        """``"default"`` (the best known) or ``"reference"`` (the joint training as the method document writes it)."""
+        """One of the recipes that come with the package.
+
+        ``"default"`` is the best known; ``"scratch"`` the same with more steps, for frozen networks without initial values
+        of the trained parts; ``"reference"`` the joint training as the method document writes it.
+        """
         if name not in RECIPES:
             raise ConfigError(f"Got recipe {name!r}; wanted one of {', '.join(map(repr, RECIPES))} or a Recipe.")
         return RECIPES[name]
@@ -169,6 +173,7 @@ def _weights(field_name: str, got: Any, known: tuple[str, ...]) -> dict[str, flo
 _DEFAULT = Recipe()
 RECIPES = {
     "default": _DEFAULT,
+    "scratch": replace(_DEFAULT, n_steps=200, learning_rate=1e-3),
     "reference": replace(
         _DEFAULT,
         n_lesions=0,

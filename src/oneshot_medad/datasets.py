@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
-from oneshot_medad.errors import ImageFileError
-
-TEMPLATE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+from oneshot_medad._brain import load_template
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def load_sample(n_normal: int = 12, n_abnormal: int = 12, random_state: int = 0)
     (dtype('uint8'), [0, 0, 1, 1], 'abnormal-bright-0')
     """
     rng = np.random.default_rng(random_state)
-    volume = _template()
+    volume = load_template()
     images, labels, masks, names = [], [], [], []
     kinds = list(_LESIONS)
     for i in range(n_normal + n_abnormal):
@@ -92,17 +88,6 @@ def load_sample(n_normal: int = 12, n_abnormal: int = 12, random_state: int = 0)
 
 _MIDDLE = 90.0
 _Lesion = tuple[np.ndarray, np.ndarray]
-
-
-def _template() -> np.ndarray:
-    import nibabel
-
-    package = find_spec("nilearn")
-    places = [Path(p) / TEMPLATE for p in (package.submodule_search_locations if package else None) or []]
-    for path in places:
-        if path.is_file():
-            return np.asarray(nibabel.load(path).dataobj, dtype=np.float32) / 255
-    raise ImageFileError(f"Cannot find nilearn's {TEMPLATE}. Install it with: pip install nilearn")
 
 
 def _slice(volume: np.ndarray, level: float) -> np.ndarray:

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from oneshot_medad._runtime import resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
-from oneshot_medad.backbones.specs import BACKBONES, BackboneSpec, get_spec
+from oneshot_medad.backbones.resolve import cache_folder, resolve
+from oneshot_medad.backbones.specs import BACKBONES, SPEC, STATISTICS, BackboneSpec, get_spec
 from oneshot_medad.calibration import synthetic_threshold
 from oneshot_medad.config import Recipe
 from oneshot_medad.errors import ConfigError, NotFittedError, PersistenceError
@@ -24,7 +25,7 @@ from oneshot_medad.evaluation import summary
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import MedicalImage, expand, read_image
 from oneshot_medad.persistence.card import model_card
-from oneshot_medad.persistence.describe import pack, provenance, resolve_spec, unpack
+from oneshot_medad.persistence.describe import check_files, pack, provenance, stored_spec, unpack
 from oneshot_medad.persistence.folder import CONFIG, MODEL
 from oneshot_medad.persistence.hub import download, upload
 from oneshot_medad.persistence.store import Stored, read_folder, write_folder
@@ -43,7 +44,9 @@ class AnomalyDetector(BaseEstimator):
     Parameters
     ----------
     backbone
-        Frozen networks to build on: ``"tiny"`` is embedded in the package, or a `BackboneSpec`.
+        Frozen networks to build on: ``"tiny"`` is embedded in the package; ``"medvae-vitl14"`` and
+        ``"medvae-vitl14-336"`` are MedVAE and OpenAI's ViT-L/14, taken from the cache or the Hub; a folder made by
+        ``oneshot-medad download``; or a `BackboneSpec`.
     recipe
         ``"default"``, ``"reference"`` (the joint training exactly as designed, latent anomalies only), or a
         `Recipe`.
@@ -51,6 +54,9 @@ class AnomalyDetector(BaseEstimator):
         ``"pretrained"`` starts the trained parts from the backbone's initial values, ``"random"`` from noise.
     n_steps
         Training steps; None takes the recipe's.
+    fetch
+        When frozen networks that are not here may be fetched from the Hub: ``"always"``, ``"fit_only"`` (a prediction
+        never asks the network) or ``"never"``. Without a network set ``HF_HUB_OFFLINE=1`` as well.
     intensity_range
         (low, high) pixel values that mean black and white, for types whose range is not known (int16, floats outside
         [0, 1]).
@@ -84,11 +90,12 @@ class AnomalyDetector(BaseEstimator):
 
     def __init__(
         self,
-        backbone: str | BackboneSpec = "tiny",
+        backbone: str | Path | BackboneSpec = "tiny",
         *,
         recipe: str | Recipe = "default",
         init: str = "pretrained",
         n_steps: int | None = None,
+        fetch: str = "always",
         intensity_range: tuple[float, float] | None = None,
         random_state: int | None = None,
         device: str = "auto",
@@ -98,6 +105,7 @@ class AnomalyDetector(BaseEstimator):
         self.recipe = recipe
         self.init = init
         self.n_steps = n_steps
+        self.fetch = fetch
         self.intensity_range = intensity_range
         self.random_state = random_state
         self.device = device
@@ -123,10 +131,13 @@ class AnomalyDetector(BaseEstimator):
             A parameter that cannot be used.
         ImageError, ImageFileError, ImageTypeError
             An input that cannot be used, before any weight is loaded.
+        WeightsError, HubError
+            Frozen networks that are missing, damaged or cannot be fetched.
         """
         recipe, spec, device, seed = self._checked()
         support = list(self._read(images))
         fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
+        spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
         with seeded(seed) as generator:
             views = make_views(backbone, fields, recipe, generator)
@@ -304,7 +315,8 @@ class AnomalyDetector(BaseEstimator):
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-        backbone: BackboneSpec | None = None,
+        backbone: str | Path | BackboneSpec | None = None,
+        fetch: str = "always",
         device: str = "auto",
         progress: bool = False,
     ) -> AnomalyDetector:
@@ -321,8 +333,9 @@ class AnomalyDetector(BaseEstimator):
         local_files_only
             Take the Hub's cache as it is.
         backbone
-            Where the frozen networks lie, for a detector fitted on a `BackboneSpec` of one's own.
-        device, progress
+            Where the frozen networks lie, if neither the package, the detector's folder nor the cache holds them: the
+            folder that ``oneshot-medad download`` made, or the `BackboneSpec` that the detector was fitted on.
+        fetch, device, progress
             As in the constructor.
 
         Returns
@@ -343,10 +356,14 @@ class AnomalyDetector(BaseEstimator):
             folder = download(str(source), revision, token, local_files_only)
         stored = read_folder(folder)
         where = str(folder / CONFIG)
-        spec = resolve_spec(stored.config["backbone"], folder, backbone)
+        spec = stored_spec(stored.config["backbone"], folder, get_spec(backbone) if backbone is not None else None)
+        if spec.folder is None and (cache_folder(spec) / SPEC).is_file():
+            spec = resolve(spec)
+        if spec.folder is not None:
+            check_files(stored.config["backbone"], spec.folder, where)
         recipe, shapes, parameters = unpack(stored.config, where)
         name = spec.name if spec.name in BACKBONES else spec
-        detector = cls(name, device=device, progress=progress, **parameters)
+        detector = cls(name, fetch=fetch, device=device, progress=progress, **parameters)
         try:
             scorer = Scorer.from_tensors(recipe, shapes, stored.tensors)
         except ValueError as error:
@@ -358,22 +375,29 @@ class AnomalyDetector(BaseEstimator):
         detector.history_ = []
         detector.evaluation_ = stored.provenance.get("evaluation")
         detector.provenance_ = stored.provenance
+        detector._stored_backbone = stored.config["backbone"]
         return detector
 
     def _save(self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool) -> Path:
         if not hasattr(self, "_scorer"):
             raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) before saving it.")
-        config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, self._spec)
+        spec = self._backbone.spec
+        config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, spec)
         calibration = {"threshold": self.threshold_, "rule": "synthetic", "n_support": self.n_support_}
         stored = Stored(
             config, self._scorer.to_tensors(), calibration, {**self.provenance_, "evaluation": self.evaluation_}
         )
-        files = {p.name: p for p in self._spec.files} if include else None
+        files = {p.name: p for p in {*spec.files, self._backbone.folder / STATISTICS}} if include else None
         write_folder(folder, stored, model_card(stored, location, license_, modality), files)
         return folder
 
     @property
     def _backbone(self) -> Backbone:
+        if self._spec.folder is None:  # read back where its networks were not at hand
+            spec = resolve(self._spec, self.fetch == "always")
+            assert spec.folder is not None
+            check_files(self._stored_backbone, spec.folder, "This detector")
+            self._spec = spec
         return load_backbone(self._spec, self._device)
 
     @torch.no_grad()
@@ -395,19 +419,22 @@ class AnomalyDetector(BaseEstimator):
 
     def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
         """Every parameter in the form that `fit` uses, or a `ConfigError`."""
-        recipe = Recipe.named(self.recipe) if isinstance(self.recipe, str) else self.recipe
+        spec = get_spec(self.backbone)
+        named = spec.recipe if self.recipe == "default" else self.recipe
+        recipe = Recipe.named(named) if isinstance(named, str) else named
         if not isinstance(recipe, Recipe):
             raise ConfigError(f"Got recipe of type {type(recipe).__name__}; wanted a name or a Recipe.")
         if self.n_steps is not None:
             if not isinstance(self.n_steps, Integral):
                 raise ConfigError(f"Got n_steps={self.n_steps!r}; wanted a whole number or None.")
             recipe = replace(recipe, n_steps=int(self.n_steps))
-        if self.init not in ("pretrained", "random"):
-            raise ConfigError(f"Got init={self.init!r}; wanted 'pretrained' or 'random'.")
+        for name, known in (("init", ("pretrained", "random")), ("fetch", ("always", "fit_only", "never"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"Got {name}={getattr(self, name)!r}; wanted one of {', '.join(map(repr, known))}.")
         seed = self.random_state
         if seed is not None and (not isinstance(seed, Integral) or seed < 0):
             raise ConfigError(f"Got random_state={seed!r}; wanted a whole number from 0, or None.")
         window = self.intensity_range
         if window is not None and not (len(window) == 2 and window[0] < window[1]):
             raise ConfigError(f"Got intensity_range={window!r}; wanted (low, high) with low < high.")
-        return recipe, get_spec(self.backbone), resolve_device(self.device), None if seed is None else int(seed)
+        return recipe, spec, resolve_device(self.device), None if seed is None else int(seed)

@@ -6,39 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from hub_server import Fault, serving
+from hub_server import Fault
 
 from oneshot_medad import AnomalyDetector
 from oneshot_medad.errors import HubError, PersistenceError
-from oneshot_medad.persistence import hub as hub_calls
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 REPO = "clinic/brain"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    with serving() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hub_calls, "_wait", lambda retry_after, attempt: waits.append(retry_after) or 0.0)
-        waits: list[str | None] = []
-        server.waits = waits
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def no_backoff(monkeypatch):
-    """huggingface_hub waits between its own retries too; tests need not."""
-    import huggingface_hub.utils._http as http
-
-    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
 
 
 def test_push_then_load_in_another_process_is_bit_equal(fitted, sample, hub, tmp_path):

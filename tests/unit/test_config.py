@@ -38,5 +38,5 @@ def test_values_that_make_no_sense(values, message):
 
 
 def test_an_unknown_recipe_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'default', 'reference'"):
+    with pytest.raises(ConfigError, match="'default', 'scratch', 'reference'"):
         Recipe.named("best")

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
 from oneshot_medad import AnomalyDetector, Predictions
-from oneshot_medad.backbones import load_backbone
+from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.config import BRANCHES
 from oneshot_medad.errors import ConfigError, ImageError, ImageFileError, ImageTypeError, NotFittedError, WeightsError
@@ -164,14 +165,25 @@ def test_one_bad_image_among_good_ones_is_named(fitted, sample, tmp_path):
 def test_missing_damaged_and_foreign_weights(tmp_path):
     spec = get_spec("tiny")
     cpu = torch.device("cpu")
-    with pytest.raises(WeightsError, match=r"Missing .*autoencoder\.json"):
+    with pytest.raises(WeightsError, match=r"statistics\.safetensors"):
         load_backbone(replace(spec, folder=tmp_path), cpu)
     for path in spec.folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     whole = (tmp_path / "autoencoder.safetensors").read_bytes()
     (tmp_path / "autoencoder.safetensors").write_bytes(whole[:-100])
     with pytest.raises(WeightsError, match="Cannot read"):
-        load_backbone(replace(spec, folder=tmp_path), cpu)
+        _ = Backbone(replace(spec, folder=tmp_path), cpu).latents
     (tmp_path / "autoencoder.safetensors").write_bytes((tmp_path / "clip.safetensors").read_bytes())
-    with pytest.raises(WeightsError):
-        load_backbone(replace(spec, folder=tmp_path), cpu)
+    with pytest.raises(WeightsError, match="do not fit"):
+        _ = Backbone(replace(spec, folder=tmp_path), cpu).latents
+
+
+def test_other_weights_or_another_activation_are_noticed(tmp_path):
+    spec = get_spec("tiny")
+    for path in spec.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "clip.safetensors")
+    name = next(k for k in tensors if k.startswith("visual.trunk.blocks.0") and k.endswith("weight"))
+    save_file({**tensors, name: tensors[name] * 1.3}, tmp_path / "clip.safetensors")
+    with pytest.raises(WeightsError, match="another probe"):
+        _ = Backbone(replace(spec, folder=tmp_path), torch.device("cpu")).vision

@@ -121,7 +121,7 @@ def test_tensors_that_do_not_fit(copied, change, message):
         (lambda c: c["shapes"].update(channels=10**9), "shapes"),
         (lambda c: c["shapes"].update(levels=[[40, 32]] * 9), "shapes"),
         (lambda c: c["backbone"].update(name="other"), "backbone"),
-        (lambda c: c["backbone"].update(mean=[0, 0, 0]), "scale"),
+        (lambda c: c["backbone"].update(mean=[0, 0, 0]), "mean="),
         (lambda c: c["backbone"]["files"].update({"clip.safetensors": "0" * 64}), "sha256 0000"),
         (lambda c: c["backbone"]["files"].update({"../../secret": "0" * 64}), "hashes the files"),
         (lambda c: c["parameters"].update(intensity_range=[1, 0]), "intensity_range"),

@@ -1,104 +1,164 @@
-"""The frozen networks: an autoencoder and a CLIP model, loaded together."""
+"""The frozen networks: an autoencoder and a CLIP model, each part loaded when it is first used."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip
 from oneshot_medad.backbones.medvae import LatentSpace, build_autoencoder
-from oneshot_medad.backbones.specs import BackboneSpec
+from oneshot_medad.backbones.specs import STATISTICS, BackboneSpec
+from oneshot_medad.backbones.statistics import check_probe, probe_latent, probe_levels
 from oneshot_medad.errors import WeightsError
 
 
-@dataclass(frozen=True)
 class Backbone:
     """What a detector uses of its frozen networks.
 
-    Attributes
+    Parameters
     ----------
     spec
-        Where they came from.
-    latents, vision, text
-        The autoencoder, the vision tower and the text tower.
-    embed_dim
-        Size of CLIP's joint embedding.
-    initial
-        Pre-trained initial values of the trained parts, by parameter name; empty if there are none.
+        Where they lie; its folder is set.
+    device
+        Where they run. Networks whose spec says ``half`` compute in bfloat16 there if that is fast.
+
+    Raises
+    ------
+    WeightsError
+        On first use of a part: a file that is missing, damaged, does not fit its architecture, or gives something else
+        than when it was stored.
     """
 
-    spec: BackboneSpec
-    latents: LatentSpace
-    vision: VisionTower
-    text: TextTower
-    embed_dim: int
-    initial: dict[str, torch.Tensor]
+    def __init__(self, spec: BackboneSpec, device: torch.device) -> None:
+        assert spec.folder is not None
+        self.spec, self.device, self.folder = spec, device, spec.folder
+        self._statistics = _tensors(self.folder / STATISTICS)
+
+    @property
+    def embed_dim(self) -> int:
+        """Size of CLIP's joint embedding."""
+        return int(_config(self.folder / "clip.json")["embed_dim"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the frozen networks compute in."""
+        return torch.bfloat16 if self.spec.half and has_fast_bf16(self.device) else torch.float32
+
+    @cached_property
+    def latents(self) -> LatentSpace:
+        """The autoencoder."""
+        latents = LatentSpace(read_autoencoder(self.folder), *self._scale("latent")).to(self.device)
+        self._check({"probe.latent": probe_latent(latents, self.spec.image_px)})
+        latents.autoencoder.to(self.dtype)
+        return latents
+
+    @cached_property
+    def vision(self) -> VisionTower:
+        """The vision tower."""
+        scales = [self._scale(f"level{i}") for i in range(len(self.spec.levels))]
+        vision = VisionTower(read_visual(self.folder), self.spec.levels, self.spec.mean, self.spec.std, scales).to(
+            self.device
+        )
+        self._check(probe_levels(vision, self.spec.image_px))
+        vision.visual.to(self.dtype)
+        return vision
+
+    @cached_property
+    def text(self) -> TextTower:
+        """The text tower."""
+        return read_text(self.folder).to(self.device, self.dtype)
+
+    @cached_property
+    def initial(self) -> dict[str, torch.Tensor]:
+        """Pre-trained initial values of the trained parts, by parameter name; empty if there are none."""
+        heads = self.folder / "heads.safetensors"
+        return _tensors(heads) if heads.exists() else {}
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Latents and vision features of (B, 3, S, S) images in [0, 1]."""
         return self.latents.encode(images), self.vision(images)
 
+    def _scale(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            return self._statistics[f"{name}.mean"], self._statistics[f"{name}.std"]
+        except KeyError:
+            raise WeightsError(f"{self.folder / STATISTICS} lacks {name}; it belongs to another spec.") from None
+
+    def _check(self, probes: Mapping[str, torch.Tensor]) -> None:
+        for name, got in probes.items():
+            check_probe(name, got, self._statistics.get(name, torch.zeros(0)), str(self.folder))
+
 
 @lru_cache(maxsize=2)
 def load_backbone(spec: BackboneSpec, device: torch.device) -> Backbone:
-    """Load the frozen networks of ``spec``; a process that asks again gets the same ones.
-
-    Raises
-    ------
-    WeightsError
-        A file that is missing, damaged or does not fit its architecture.
-    """
-    config, tensors = _read(spec.folder / "autoencoder")
-    statistics = _take(tensors, "statistics.")
-    autoencoder = build_autoencoder(config)
-    _load(autoencoder, tensors, "autoencoder")
-    latents = LatentSpace(autoencoder, statistics["mean"], statistics["std"])
-
-    config, tensors = _read(spec.folder / "clip")
-    statistics = _take(tensors, "statistics.")
-    model = build_clip(config)
-    _load(model, tensors, "clip")
-    pairs = [(statistics[f"mean{i}"], statistics[f"std{i}"]) for i in range(len(spec.levels))]
-    vision = VisionTower(model.visual, spec.levels, spec.mean, spec.std, pairs)
-
-    heads = spec.folder / "heads.safetensors"
-    initial = _tensors(heads) if heads.exists() else {}
-    return Backbone(
-        spec, latents.to(device), vision.to(device), TextTower(model).to(device), config["embed_dim"], initial
-    )
+    """The frozen networks of a spec with a folder; a process that asks again gets the same ones."""
+    return Backbone(spec, device)
 
 
-def _read(stem: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    config = stem.with_suffix(".json")
-    if not config.is_file():
-        raise WeightsError(f"Missing {config}. Reinstall oneshot-medad, or give the spec a folder that holds it.")
-    return json.loads(config.read_text())["config"], _tensors(stem.with_suffix(".safetensors"))
+def read_autoencoder(folder: Path) -> Any:
+    """MedVAE's autoencoder with the weights in a folder."""
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(_config(folder / "autoencoder.json"))
+    return _load(autoencoder, _tensors(folder / "autoencoder.safetensors"), "autoencoder")
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_visual(folder: Path) -> Any:
+    """open_clip's vision tower with the weights in a folder."""
+    with torch.device("meta"):
+        visual = build_clip(_config(folder / "clip.json"), text=False).visual
+    return _load(visual, _tensors(folder / "clip.safetensors", "visual."), "vision")
 
+
+def read_text(folder: Path) -> TextTower:
+    """The text tower with the weights in a folder."""
+    config = _config(folder / "clip.json")
+    with torch.device("meta"):
+        tower = TextTower(build_clip(config, vision=False))
+    prefix = "text." if config.get("custom_text") else ""
+    _load(tower, _tensors(folder / "clip.safetensors", prefix, tower.state_dict()), "text")
+    return tower
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The architecture in one of a folder's JSON files."""
     try:
-        return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        return dict(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"Cannot read {path}: {error!r}. Reinstall oneshot-medad, or download the backbone again."
+        ) from error
+
+
+def _tensors(path: Path, prefix: str = "", only: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file below ``prefix``, optionally ``only`` some of them, floats in single precision."""
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 it is no mapping
+                short = name.removeprefix(prefix)
+                if name.startswith(prefix) and (only is None or short in only):
+                    tensor = file.get_tensor(name)
+                    tensors[short] = tensor.float() if tensor.is_floating_point() else tensor
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"Cannot read {path}: {error}. Reinstall oneshot-medad or restore the file.") from error
+        raise WeightsError(
+            f"Cannot read {path}: {error}. Reinstall oneshot-medad, or download the backbone again."
+        ) from error
+    return tensors
 
 
-def _take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Remove and return the tensors below ``prefix``."""
-    names = [name for name in tensors if name.startswith(prefix)]
-    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
-
-
-def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
+def _load(module: Any, tensors: Mapping[str, torch.Tensor], what: str) -> Any:
+    """A module that was built without memory, with its weights."""
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise WeightsError(f"The {what} weights do not fit their architecture: {error}") from error
+    return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import Any
 
 import torch
@@ -12,23 +13,37 @@ from torch import nn
 
 from oneshot_medad.errors import WeightsError
 
+NO_VISION = {"image_size": 8, "patch_size": 8, "width": 64, "layers": 1}
+NO_TEXT = {"context_length": 2, "vocab_size": 2, "width": 64, "heads": 1, "layers": 1}
+"""Next to nothing, in place of the half that is not wanted."""
 
-def build_clip(config: Mapping[str, Any]) -> Any:
-    """An open_clip model with random weights from ``embed_dim``, ``vision_cfg`` and ``text_cfg``.
+
+def build_clip(config: Mapping[str, Any], *, vision: bool = True, text: bool = True) -> Any:
+    """An open_clip model without weights from ``embed_dim``, ``vision_cfg``, ``text_cfg`` and ``quick_gelu``.
+
+    ``vision=False`` or ``text=False`` leaves next to nothing of that half.
 
     Raises
     ------
     WeightsError
-        A configuration that would make open_clip or timm fetch something.
+        A configuration that would make open_clip or timm fetch something, or a text tower that does not read from left
+        to right, in which prompts could not be cut.
     """
-    from open_clip.model import CLIP
+    from open_clip.model import CLIP, CustomTextCLIP
 
     asked = {**config["vision_cfg"], **config["text_cfg"]}
     fetches = [k for k, v in asked.items() if k.startswith("hf_") or (k == "timm_model_pretrained" and v)]
     if fetches or not re.fullmatch(r"[a-z0-9_.]*", str(asked.get("timm_model_name") or "")):
         raise WeightsError(f"This CLIP configuration names a model to fetch ({asked}); wanted sizes alone.")
-
-    return CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
+    if asked.get("no_causal_mask") or asked.get("embed_cls"):
+        raise WeightsError("This CLIP model's text tower is not causal; wanted one that reads from left to right.")
+    kind = CustomTextCLIP if config.get("custom_text") else CLIP
+    return kind(
+        config["embed_dim"],
+        dict(config["vision_cfg"] if vision else NO_VISION),
+        dict(config["text_cfg"] if text else NO_TEXT),
+        quick_gelu=bool(config.get("quick_gelu")),
+    )
 
 
 def tokenize(phrases: Sequence[str], context_length: int = 77) -> torch.Tensor:
@@ -46,7 +61,8 @@ class VisionTower(nn.Module):
     visual
         open_clip's ``model.visual``.
     levels
-        Names of the modules whose (B, C_l, h_l, w_l) outputs are returned.
+        Names of the modules whose outputs are returned: (B, C, h, w) of convolutional towers, or the tokens of a
+        transformer, from which class and register tokens are dropped.
     mean, std
         Of the input, per colour channel.
     statistics
@@ -66,6 +82,10 @@ class VisionTower(nn.Module):
     ) -> None:
         super().__init__()
         self.visual = visual.eval().requires_grad_(False)
+        known = {name for name, _ in visual.named_modules()}
+        for name in levels:
+            if name not in known:
+                raise WeightsError(f"The vision tower has no module {name!r}; set the spec's levels to some it has.")
         self.levels = tuple(levels)
         self.register_buffer("pixel_mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("pixel_std", torch.tensor(std)[:, None, None])
@@ -78,8 +98,8 @@ class VisionTower(nn.Module):
         """Channels of each level."""
         return [len(self.get_buffer(f"mean{i}")) for i in range(len(self.levels))]
 
-    def forward_all(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Standardised level features and (B, D) image embeddings of (B, 3, H, W) images in [0, 1], with gradient."""
+    def raw(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """(B, C_l, h_l, w_l) level features as the tower gives them, and (B, D) image embeddings."""
         kept: dict[str, torch.Tensor] = {}
         handles = [
             self.visual.get_submodule(name).register_forward_hook(
@@ -88,13 +108,29 @@ class VisionTower(nn.Module):
             for name in self.levels
         ]
         try:
-            embedded = self.visual((images - self.pixel_mean) / self.pixel_std)
+            scaled = (images - self.pixel_mean) / self.pixel_std
+            embedded = self.visual(scaled.to(next(self.visual.parameters()).dtype))
         finally:
             for handle in handles:
                 handle.remove()
+        return [self._grid(name, kept[name]).float() for name in self.levels], embedded.float()
+
+    def _grid(self, name: str, output: torch.Tensor) -> torch.Tensor:
+        """The patch tokens of a transformer block as (B, C, h, w); the output of a convolution as it is."""
+        if output.dim() == 4:
+            return output
+        tokens = output
+        if name.startswith("transformer.") and not getattr(self.visual.transformer, "batch_first", False):
+            tokens = output.transpose(0, 1)  # older open_clip puts the tokens before the batch
+        side = isqrt(tokens.shape[1])
+        patches = tokens[:, tokens.shape[1] - side * side :]
+        return patches.transpose(1, 2).reshape(len(tokens), -1, side, side)
+
+    def forward_all(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Standardised level features and (B, D) image embeddings of (B, 3, H, W) images in [0, 1], with gradient."""
+        levels, embedded = self.raw(images)
         return [
-            (kept[name].float() - self.get_buffer(f"mean{i}")) / self.get_buffer(f"std{i}")
-            for i, name in enumerate(self.levels)
+            (level - self.get_buffer(f"mean{i}")) / self.get_buffer(f"std{i}") for i, level in enumerate(levels)
         ], embedded
 
     @torch.no_grad()
@@ -109,19 +145,17 @@ class TextTower(nn.Module):
     Parameters
     ----------
     model
-        An open_clip ``CLIP`` whose text attention is causal.
+        An open_clip model whose text attention is causal.
     """
-
-    attn_mask: torch.Tensor
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.token_embedding = model.token_embedding
-        self.positional_embedding = model.positional_embedding
-        self.transformer = model.transformer
-        self.ln_final = model.ln_final
-        self.text_projection = model.text_projection
-        self.register_buffer("attn_mask", model.attn_mask, persistent=False)
+        text = getattr(model, "text", model)
+        self.token_embedding = text.token_embedding
+        self.positional_embedding = text.positional_embedding
+        self.transformer = text.transformer
+        self.ln_final = text.ln_final
+        self.text_projection = text.text_projection
         self.eval().requires_grad_(False)
 
     @property
@@ -133,21 +167,32 @@ class TextTower(nn.Module):
         """(N, L) token ids → (N, L, width)."""
         return self.token_embedding(tokens)
 
-    def encode(self, embeddings: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """(N, L, width) embeddings and (N,) positions of the end-of-text token → (N, D).
+    def encode(self, embeddings: torch.Tensor, positions: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """Features of every token of (N, L, width) embeddings, (N, L, D).
 
-        L may be shorter than the context length: behind the end-of-text token nothing has an influence.
+        Parameters
+        ----------
+        embeddings
+            Of the tokens.
+        positions
+            (L,) place of each token in its own text, from 0.
+        allowed
+            (L, L), true where the token of the row may look at the token of the column. One sequence may so hold many
+            texts, or many texts with a beginning in common.
         """
-        length = embeddings.shape[1]
-        x = embeddings + self.positional_embedding[:length]
-        mask = self.attn_mask[:length, :length]
+        x = embeddings.to(self.positional_embedding.dtype) + self.positional_embedding[positions]
+        mask = torch.zeros(allowed.shape, dtype=x.dtype, device=x.device).masked_fill(~allowed, float("-inf"))
         if getattr(self.transformer, "batch_first", False):
             x = self.transformer(x, attn_mask=mask)
         else:
             x = self.transformer(x.permute(1, 0, 2), attn_mask=mask).permute(1, 0, 2)
-        x = self.ln_final(x)[torch.arange(len(x), device=x.device), ends]
-        return x @ self.text_projection
+        x = self.ln_final(x)
+        project = self.text_projection
+        return (project(x) if isinstance(project, nn.Module) else x @ project).float()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(N, L) token ids → (N, D) unit-length text features."""
-        return F.normalize(self.encode(self.embed(tokens), tokens.argmax(dim=1)), dim=-1)
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        found = self.encode(self.embed(tokens), places, places[:, None] >= places[None])
+        ends = tokens.argmax(dim=1)  # the end-of-text token has the highest id
+        return F.normalize(found[torch.arange(len(tokens), device=tokens.device), ends], dim=-1)

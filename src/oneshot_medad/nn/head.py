@@ -41,8 +41,8 @@ ABNORMAL_PHRASES = (
 class TextTower(Protocol):
     """What `Prompts` needs of a frozen text encoder."""
 
-    def encode(self, embeddings: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """(N, L, width) embeddings and (N,) positions of the end-of-text token → (N, D) text features."""
+    def encode(self, embeddings: torch.Tensor, positions: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """(N, L, width) embeddings, (L,) positions and (L, L) permitted looks → (N, L, D) features of every token."""
 
 
 class Prompts(nn.Module):
@@ -62,12 +62,16 @@ class Prompts(nn.Module):
 
     Notes
     -----
-    Text attention is causal, so everything behind the end-of-text token is cut: the output is the same and the cost a
-    fraction.
+    Text attention is causal, so everything behind the end-of-text token is cut, and all phrases of a class share what
+    stands before them: start token and context are read once, and each phrase looks at them and at itself. The result
+    is that of separate prompts of full length at a tenth of the cost.
     """
 
-    ends: torch.Tensor
     fixed: torch.Tensor
+    rows: torch.Tensor
+    positions: torch.Tensor
+    allowed: torch.Tensor
+    ends: torch.Tensor
 
     def __init__(
         self,
@@ -81,18 +85,42 @@ class Prompts(nn.Module):
         self.context = nn.Parameter(torch.randn(2, n_context, width or embeddings[0].shape[-1]) * 0.02)
         if not tokens:
             return
-        ends = [t.argmax(dim=1) for t in tokens]  # the end-of-text token has the highest id
-        longest = int(max(e.max() for e in ends)) + 1
-        self.register_buffer("ends", torch.cat(ends) + n_context, persistent=False)
-        self.register_buffer("fixed", torch.cat([e[:, :longest] for e in embeddings]), persistent=False)
+        kept: list[torch.Tensor] = []
+        rows: list[int] = []
+        positions: list[int] = []
+        groups: list[tuple[int, int]] = []  # class, and phrase from 1; 0 is the beginning that they share
+        ends: list[int] = []
+        n_fixed = sum(1 + int(ids.argmax(dim=1).sum()) for ids in tokens)
+        for k, (ids, embedded) in enumerate(zip(tokens, embeddings, strict=True)):
+            rows += [len(kept), *range(n_fixed + k * n_context, n_fixed + (k + 1) * n_context)]
+            kept.append(embedded[0, 0])
+            positions += range(1 + n_context)
+            groups += [(k, 0)] * (1 + n_context)
+            for n, end in enumerate(ids.argmax(dim=1).tolist()):  # the end-of-text token has the highest id
+                rows += range(len(kept), len(kept) + end)
+                kept += embedded[n, 1 : end + 1].unbind()
+                positions += range(1 + n_context, 1 + n_context + end)
+                groups += [(k, n + 1)] * end
+                ends.append(len(groups) - 1)
+        of_class, of_phrase = torch.tensor(groups).T
+        same = of_class[:, None] == of_class
+        order = torch.arange(len(groups))
+        allowed = same & ((of_phrase == 0) | (of_phrase[:, None] == of_phrase)) & (order[:, None] >= order)
+        for name, value in (
+            ("fixed", torch.stack(kept)),
+            ("rows", torch.tensor(rows)),
+            ("positions", torch.tensor(positions)),
+            ("allowed", allowed),
+            ("ends", torch.tensor(ends)),
+        ):
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, text: TextTower) -> torch.Tensor:
         """(2, D): the unit-length mean text feature of the normal and of the abnormal phrases."""
-        counts = torch.tensor(self.counts, device=self.context.device)
-        context = self.context.repeat_interleave(counts, dim=0)
-        sequence = torch.cat([self.fixed[:, :1], context, self.fixed[:, 1:]], dim=1)
-        features = F.normalize(text.encode(sequence, self.ends), dim=-1)
-        return torch.stack([F.normalize(part.mean(0), dim=0) for part in features.split(self.counts)])
+        sequence = torch.cat([self.fixed, self.context.flatten(0, 1)])[self.rows]
+        found = text.encode(sequence[None], self.positions, self.allowed)[0, self.ends]
+        parts = F.normalize(found, dim=-1).split(self.counts)
+        return torch.stack([F.normalize(part.mean(0), dim=0) for part in parts])
 
 
 class Adapters(nn.Module):

@@ -10,13 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from oneshot_medad.backbones.specs import BACKBONES, BackboneSpec
+from oneshot_medad._hub import sha256
+from oneshot_medad.backbones.specs import BACKBONES, NETWORKS, STATISTICS, BackboneSpec
 from oneshot_medad.config import RECIPES, Recipe
 from oneshot_medad.errors import ConfigError, PersistenceError
 from oneshot_medad.images.read import MedicalImage
 from oneshot_medad.persistence.folder import BACKBONE, CONFIG
-from oneshot_medad.persistence.read import is_number, sha256, take
-from oneshot_medad.persistence.store import SCHEMA, check_hashes
+from oneshot_medad.persistence.read import is_number, plain_file, take
+from oneshot_medad.persistence.store import SCHEMA
 from oneshot_medad.training.joint import Shapes
 
 PACKAGES = ("oneshot-medad", "torch", "open_clip_torch", "medvae", "accelerate", "safetensors", "numpy")
@@ -53,6 +54,7 @@ def pack(parameters: Mapping[str, Any], recipe: Recipe, shapes: Shapes, spec: Ba
             "mean": list(spec.mean),
             "std": list(spec.std),
             "levels": list(spec.levels),
+            "half": spec.half,
             "license": spec.license,
             "files": {path.name: sha256(path) for path in spec.files},
         },
@@ -86,10 +88,9 @@ def unpack(config: Mapping[str, Any], where: str) -> tuple[Recipe, Shapes, dict[
         parameters["intensity_range"] = tuple(window)
     name = parameters["recipe"]
     steps = parameters["n_steps"]
-    if name not in RECIPES or Recipe.from_dict({**RECIPES[name].to_dict(), "n_steps": recipe.n_steps}) != recipe:
+    known = {"n_steps": recipe.n_steps} if steps is not None else {}
+    if name not in RECIPES or Recipe.from_dict({**RECIPES[name].to_dict(), **known}) != recipe:
         parameters["recipe"] = recipe  # one of the user's own, or the named one of another version
-    elif steps is None and RECIPES[name].n_steps != recipe.n_steps:
-        parameters["recipe"] = recipe
     return recipe, shapes, parameters
 
 
@@ -109,10 +110,10 @@ def _shapes(values: Mapping[str, Any], where: str) -> Shapes:
     return Shapes(**{**values, "levels": tuple((c, side) for c, side in pairs)})
 
 
-def resolve_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | None) -> BackboneSpec:
-    """The frozen networks of a saved detector: given by the caller, included in its folder, or the package's own.
+def stored_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | None) -> BackboneSpec:
+    """The frozen networks of a saved detector: given by the caller, included in its folder, or known by their name.
 
-    Whichever they are, their files must have the hashes that the detector was saved with.
+    `check_files` must follow once they are at hand.
     """
     where = str(folder / CONFIG)
     values = take(
@@ -123,6 +124,7 @@ def resolve_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | 
         mean=list,
         std=list,
         levels=list,
+        half=bool,
         license=str,
         files=dict,
     )
@@ -133,31 +135,34 @@ def resolve_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | 
         and all(v > 0 for v in values["std"])
     ):
         raise PersistenceError(f"{where} describes a backbone that cannot be: {values!r}.")
-    own = folder / BACKBONE
+    if not {*NETWORKS} <= values["files"].keys() <= {*NETWORKS, STATISTICS}:
+        raise PersistenceError(f"{where} hashes the files {sorted(values['files'])}; wanted {[*NETWORKS, STATISTICS]}.")
+    described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "files"}
     if given is not None:
         spec = given
-    elif own.is_dir():
-        spec = BackboneSpec(
-            name=values["name"],
-            image_px=values["image_px"],
-            folder=own,
-            mean=tuple(values["mean"]),
-            std=tuple(values["std"]),
-            levels=tuple(values["levels"]),
-            license=values["license"],
-        )
+    elif (folder / BACKBONE).is_dir():
+        spec = BackboneSpec(**described, folder=folder / BACKBONE)
     elif values["name"] in BACKBONES:
         spec = BACKBONES[values["name"]]
     else:
         raise PersistenceError(
             f"{where} was fitted on backbone {values['name'][:80]!r}, which neither the folder nor this version holds. "
-            "Pass backbone=BackboneSpec(...)."
+            "Pass backbone= with the folder that `oneshot-medad download` made of it, or its BackboneSpec."
         )
-    described = (spec.image_px, list(spec.mean), list(spec.std), list(spec.levels))
-    if described != tuple(values[k] for k in ("image_px", "mean", "std", "levels")):
-        raise PersistenceError(f"{where} was fitted with another input size, scale or levels than {spec.name!r} has.")
-    wanted = {path.name for path in spec.files}
-    if set(values["files"]) != wanted:
-        raise PersistenceError(f"{where} hashes the files {sorted(values['files'])}; wanted {sorted(wanted)}.")
-    check_hashes(values["files"], spec.folder, where)
+    for name in ("image_px", "mean", "std", "levels", "half"):
+        if getattr(spec, name) != described[name]:
+            raise PersistenceError(
+                f"{where} was fitted with {name}={described[name]!r}; {spec.name!r} has {getattr(spec, name)!r}."
+            )
     return spec
+
+
+def check_files(stored: Mapping[str, Any], folder: Path, where: str) -> None:
+    """The frozen networks in ``folder`` must be the ones that the detector was fitted with."""
+    for name, wanted in stored["files"].items():
+        found = sha256(plain_file(folder, name))
+        if found != wanted:
+            raise PersistenceError(
+                f"{where} was fitted with another {name} (sha256 {str(wanted)[:12]}…, in {folder} {found[:12]}…). "
+                "Install the version of oneshot-medad it was saved with, or save it again with include_backbones=True."
+            )

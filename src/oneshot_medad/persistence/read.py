@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -92,12 +91,3 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
         if not torch.isfinite(tensor.float()).all():
             raise PersistenceError(f"{path} has NaN or infinite values in {key}. Download or save it again.")
     return tensors
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

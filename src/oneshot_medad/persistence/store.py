@@ -14,7 +14,7 @@ import torch
 
 from oneshot_medad.errors import PersistenceError
 from oneshot_medad.persistence.folder import BACKBONE, CALIBRATION, CARD, CONFIG, MODEL, PROVENANCE, replacing
-from oneshot_medad.persistence.read import is_number, plain_file, read_json, read_tensors, sha256, take
+from oneshot_medad.persistence.read import is_number, read_json, read_tensors, take
 
 SCHEMA = 1
 """Version of the folder's format; raised when a reader of the old one could not read the new one."""
@@ -143,18 +143,3 @@ def _migrated(config: dict[str, Any], path: Path) -> dict[str, Any]:
         config = MIGRATIONS[schema](config)
         schema = config["schema"]
     return config
-
-
-def check_hashes(files: Mapping[str, Any], folder: Path, where: str) -> None:
-    """The frozen networks in ``folder`` must be the ones that the detector was fitted with."""
-    if not files:
-        raise PersistenceError(f"{where} names no backbone file; wanted the hash of each.")
-    for name, wanted in files.items():
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise PersistenceError(f"{where} names a backbone file {name!r}; wanted a plain file name.")
-        found = sha256(plain_file(folder, name))
-        if found != wanted:
-            raise PersistenceError(
-                f"{where} was fitted with another {name} (sha256 {str(wanted)[:12]}…, here {found[:12]}…). Install the "
-                "version of oneshot-medad it was saved with, or save it again with include_backbones=True."
-            )

@@ -66,7 +66,7 @@ def encode(backbone: Backbone, images: torch.Tensor, masks: torch.Tensor | None 
 
     ``exact=False`` computes in bfloat16 where the device is fast at that: good enough to train on.
     """
-    device = backbone.latents.mean.device
+    device = backbone.device
     z, levels = [], []
     with torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_fast_bf16(device)):
         for chunk in images.split(ENCODE_BATCH):

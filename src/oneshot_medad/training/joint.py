@@ -87,8 +87,7 @@ class JointModel(nn.Module):
         ``init="pretrained"`` starts every part that the backbone has initial values for from those, ``"random"`` none.
         """
         tokens = [tokenize(phrases) for phrases in (NORMAL_PHRASES, ABNORMAL_PHRASES)]
-        device = backbone.latents.mean.device
-        embeddings = [backbone.text.embed(t.to(device)).cpu() for t in tokens]
+        embeddings = [backbone.text.embed(t.to(backbone.device)).float().cpu() for t in tokens]
         levels = tuple((f.shape[1], f.shape[-1]) for f in example.features)
         shapes = Shapes(example.z.shape[1], levels, example.z.shape[-1], backbone.embed_dim, backbone.text.width)
         model = cls(recipe, shapes, Prompts(tokens, embeddings))

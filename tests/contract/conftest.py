@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+from hub_server import serving
+
+from oneshot_medad import _hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(_hub, "_wait", lambda retry_after, attempt: waits.append(retry_after) or 0.0)
+        waits: list[str | None] = []
+        server.waits = waits
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch):
+    """huggingface_hub waits between its own retries too; tests need not."""
+    import huggingface_hub.utils._http as http
+
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)

@@ -1,10 +1,12 @@
-"""``python -m benchmarks run …``."""
+"""``python -m benchmarks run …`` and ``python -m benchmarks speed …``."""
 
 import sys
 
-from benchmarks.run import main
+from benchmarks import run, speed
+
+COMMANDS = {"run": run.main, "speed": speed.main}
 
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["run"]:
-        sys.exit("usage: python -m benchmarks run --help")
-    main(sys.argv[2:])
+    if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
+        sys.exit(f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} --help")
+    COMMANDS[sys.argv[1]](sys.argv[2:])

@@ -118,12 +118,17 @@ class Recipe:
             "more than 0 when deviations is empty, or branches={'nearest': 1.0}",
         )
 
+    @property
+    def reads_latents(self) -> bool:
+        """Whether any branch reads the latent of a test image; if not, the autoencoder need not run for it."""
+        return bool({"latent", "deviation"} & self.branches.keys())
+
     @classmethod
     def named(cls, name: str) -> Recipe:
         """One of the recipes that come with the package.
 
-        ``"default"`` is the best known; ``"scratch"`` the same with more steps, for frozen networks without initial values
-        of the trained parts; ``"reference"`` the joint training as the method document writes it.
+        ``"default"`` is the best known; ``"scratch"`` the same with more steps, for frozen networks without initial
+        values of the trained parts; ``"reference"`` the joint training as the method document writes it.
         """
         if name not in RECIPES:
             raise ConfigError(f"Got recipe {name!r}; wanted one of {', '.join(map(repr, RECIPES))} or a Recipe.")

@@ -406,7 +406,7 @@ class AnomalyDetector(BaseEstimator):
         side = backbone.spec.image_px
         fields = torch.stack([to_field(image.pixels, side) for image in images])
         fields = fields.to(self._device)
-        z = backbone.latents.encode(fields) if self._scorer.needs_latents else None
+        z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
         scores, maps = self._scorer(z, backbone.vision(fields))
         for image, score, heatmap in zip(images, scores.tolist(), maps.cpu(), strict=True):
             yield score, from_field(heatmap, side, image.size).numpy()

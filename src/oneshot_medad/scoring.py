@@ -94,6 +94,8 @@ class Scorer(nn.Module):
         with torch.no_grad():
             for tensor in self.state_dict().values():
                 tensor.copy_(tensor.half())
+        for level, rows in enumerate(as_rows(reference)):
+            self.register_buffer(f"rows{level}", rows.half().float(), persistent=False)
         self.bank = NearestBank(self._levels("reference")) if "nearest" in self.recipe.branches else None
         self.register_buffer("scale", torch.ones(len(self.recipe.branches), 2))
         self.register_buffer("weights", torch.ones(len(self.recipe.branches)))
@@ -138,7 +140,7 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def branch_maps(self, z: torch.Tensor | None, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Raw (B, h, w) map of every branch, on the latent grid; ``z`` may be None if `needs_latents` is false."""
+        """Raw (B, h, w) map of every branch, on the latent grid; ``z`` may be None if no branch reads it."""
         size = (self.model.shapes.grid, self.model.shapes.grid)
         maps = {}
         for branch in self.recipe.branches:
@@ -146,7 +148,7 @@ class Scorer(nn.Module):
                 assert self.bank is not None
                 found = self.bank(features)
             elif branch == "clip":
-                found = self.model.branch_map(branch, features, as_rows(self._levels("reference")), self.text)
+                found = self.model.branch_map(branch, features, self._levels("rows"), self.text)
             else:
                 assert z is not None
                 if branch == "deviation":
@@ -156,11 +158,6 @@ class Scorer(nn.Module):
                     found = self.model.branch_map(branch, self.model.projection(z), rows, self.text)
             maps[branch] = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return maps
-
-    @property
-    def needs_latents(self) -> bool:
-        """Whether any branch reads the latent of a test image; if not, the autoencoder need not run."""
-        return bool({"latent", "deviation"} & self.recipe.branches.keys())
 
     def _deviation(self, z: torch.Tensor) -> torch.Tensor:
         """Mean square deviation that the network predicts for the untouched latent, over all timesteps."""

@@ -64,14 +64,17 @@ def medvae_repo(dd: dict, lora: bool = True) -> dict[str, bytes]:
     return {names.weights: file.getvalue(), names.config: yaml.safe_dump(config).encode()}
 
 
-def clip_repo(config: dict, quick_gelu: bool = True, half: bool = False, seed: int = 0) -> dict[str, bytes]:
+GREY = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def clip_repo(config: dict, half: bool = False, seed: int = 0, scale=GREY) -> dict[str, bytes]:
     """Weights and configuration as open_clip pushes them."""
     torch.manual_seed(seed)
-    state = build_clip({**config, "quick_gelu": quick_gelu}).state_dict()
+    state = build_clip({**config, "quick_gelu": True}).state_dict()
     weights = save({k: (v.half() if half else v).contiguous() for k, v in state.items() if k != "attn_mask"})
     described = {
-        "model_cfg": {**config, "quick_gelu": quick_gelu},
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+        "model_cfg": {**config, "quick_gelu": True},
+        "preprocess_cfg": {"mean": scale[0], "std": scale[1]},
     }
     return {"open_clip_model.safetensors": weights, "open_clip_config.json": json.dumps(described).encode()}
 
@@ -81,8 +84,8 @@ def small_spec(**changes) -> BackboneSpec:
     values = {
         "name": "small",
         "image_px": 64,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
+        "mean": GREY[0],
+        "std": GREY[1],
         "levels": tuple(f"transformer.resblocks.{i}" for i in (1, 2, 3)),
         "license": "mit",
         "autoencoder": medvae("medvae_8_4_2d"),

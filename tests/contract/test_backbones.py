@@ -240,7 +240,7 @@ def test_a_server_that_refuses_the_connection(server, monkeypatch):
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     )
-    with pytest.raises(HubError, match="cache|connection"):
+    with pytest.raises(HubError, match=r"cache|connection"):
         resolve(small_spec())
 
 

@@ -7,7 +7,7 @@ from oneshot_medad.nn.head import (
     ContextAdapters,
     Prompts,
     as_rows,
-    nearest,
+    closest,
     similarity_map,
 )
 from oneshot_medad.nn.losses import dice_loss, focal_loss
@@ -91,14 +91,14 @@ def test_projection_gives_every_level_its_own_grid():
 def test_nearest_is_the_closest_row_at_every_place():
     torch.manual_seed(0)
     features, normal = torch.randn(2, 5, 3, 4), torch.randn(30, 5)
-    found = nearest(features, normal)
+    found = normal[closest(features, normal)].permute(0, 3, 1, 2)
     for b in range(2):
         for y in range(3):
             for x in range(4):
                 distances = (normal - features[b, :, y, x]).norm(dim=1)
                 assert torch.equal(found[b, :, y, x], normal[distances.argmin()])
     rows = as_rows([features])[0]
-    assert torch.equal(nearest(features, rows), features)
+    assert torch.equal(closest(features, rows).flatten(), torch.arange(24))
 
 
 def test_context_adapters_read_the_reference_and_keep_every_grid():

@@ -138,8 +138,13 @@ class Adapters(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(nn.Conv2d(c, embed_dim, 1) for c in channels)
 
-    def forward(self, features: Sequence[torch.Tensor], normal: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
-        """Embeddings (B, D, h_l, w_l) of each level; ``normal`` is there for `ContextAdapters` and ignored."""
+    def forward(
+        self,
+        features: Sequence[torch.Tensor],
+        normal: Sequence[torch.Tensor] = (),
+        places: Sequence[torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """Embeddings (B, D, h_l, w_l) of each level; the rest is there for `ContextAdapters` and ignored."""
         return [adapter(f) for adapter, f in zip(self.levels, features, strict=True)]
 
 
@@ -166,13 +171,23 @@ class ContextAdapters(nn.Module):
         self.blocks = nn.ModuleList(Residual(width) for _ in channels)
         self.out = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for _ in channels)
 
-    def forward(self, features: Sequence[torch.Tensor], normal: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Embeddings of (B, C_l, h_l, w_l) features, given the (N_l, C_l) features of normal images at each level."""
+    def forward(
+        self,
+        features: Sequence[torch.Tensor],
+        normal: Sequence[torch.Tensor],
+        places: Sequence[torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """Embeddings of (B, C_l, h_l, w_l) features.
+
+        ``normal`` are the (N_l, C_l) features of normal images at each level, ``places`` the `closest` of them if they
+        are known already.
+        """
         below: torch.Tensor | None = None
         embeddings: list[torch.Tensor] = []
         for level in reversed(range(len(features))):
             f = features[level]
-            residual = f - nearest(f, normal[level])
+            found = places[level] if places is not None else closest(f, normal[level])
+            residual = f - normal[level][found].permute(0, 3, 1, 2)
             length = residual.square().mean(dim=1, keepdim=True)
             h = self.mix[level](torch.cat([f, residual, length], dim=1))
             if below is not None:
@@ -187,13 +202,13 @@ def as_rows(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [f.permute(0, 2, 3, 1).flatten(0, 2) for f in features]
 
 
-def nearest(features: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
-    """For every place of (B, C, h, w) ``features`` the closest row of (N, C) ``normal``, in the same shape."""
+@torch.no_grad()
+def closest(features: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+    """(B, h, w) number of the row of (N, C) ``normal`` that is closest to each place of (B, C, h, w) ``features``."""
     b, c, h, w = features.shape
-    flat = features.detach().permute(0, 2, 3, 1).reshape(-1, c)
-    half = 0.5 * normal.detach().square().sum(dim=1)
-    found = torch.cat([(half - chunk @ normal.detach().T).argmin(dim=1) for chunk in flat.split(2048)])
-    return normal[found].reshape(b, h, w, c).permute(0, 3, 1, 2)
+    flat = features.permute(0, 2, 3, 1).reshape(-1, c)
+    half = 0.5 * normal.square().sum(dim=1)
+    return torch.cat([(half - chunk @ normal.T).argmin(dim=1) for chunk in flat.split(2048)]).reshape(b, h, w)
 
 
 def similarity_map(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -10,6 +11,7 @@ from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.images.augment import normal_views
+from oneshot_medad.nn.head import as_rows, closest
 from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise
 from oneshot_medad.synthesis.lesions import add_lesions
 from oneshot_medad.synthesis.masks import blob_masks, local_contrast
@@ -31,24 +33,30 @@ class Encoded:
         (V, h, w) local contrast: where an anomaly may be placed.
     mask
         (V, h, w), 1 where a lesion was drawn.
+    places
+        (V, h_l, w_l) number of the `closest` feature of the reference views at each level, if it was looked up.
     """
 
     z: torch.Tensor
     features: list[torch.Tensor]
     content: torch.Tensor
     mask: torch.Tensor
+    places: list[torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
 
     def __getitem__(self, index: torch.Tensor | slice) -> Encoded:
-        return Encoded(self.z[index], [f[index] for f in self.features], self.content[index], self.mask[index])
+        return self._each(lambda x: x[index])
 
     def to(self, device: torch.device) -> Encoded:
         """The same on another device."""
-        return Encoded(
-            self.z.to(device), [f.to(device) for f in self.features], self.content.to(device), self.mask.to(device)
-        )
+        return self._each(lambda x: x.to(device))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Encoded:
+        places = [change(p) for p in self.places] if self.places is not None else None
+        features = [change(f) for f in self.features]
+        return Encoded(change(self.z), features, change(self.content), change(self.mask), places)
 
 
 def join(parts: list[Encoded]) -> Encoded:
@@ -61,18 +69,25 @@ def join(parts: list[Encoded]) -> Encoded:
     )
 
 
-def encode(backbone: Backbone, images: torch.Tensor, masks: torch.Tensor | None = None, exact: bool = True) -> Encoded:
+def encode(
+    backbone: Backbone,
+    images: torch.Tensor,
+    masks: torch.Tensor | None = None,
+    exact: bool = True,
+    size: tuple[int, int] | None = None,
+) -> Encoded:
     """Run the frozen networks once over (V, 3, S, S) images with optional (V, S, S) lesion masks.
 
-    ``exact=False`` computes in bfloat16 where the device is fast at that: good enough to train on.
+    ``exact=False`` computes in bfloat16 where the device is fast at that: good enough to train on. With the ``size`` of
+    the latent grid the autoencoder is left out, and the latents have no channels.
     """
     device = backbone.device
     z, levels = [], []
-    with torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_fast_bf16(device)):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_fast_bf16(device)):
         for chunk in images.split(ENCODE_BATCH):
-            latents, features = backbone.features(chunk.to(device))
-            z.append(latents.cpu())
-            levels.append([f.cpu() for f in features])
+            there = chunk.to(device)
+            z.append(backbone.latents.encode(there).cpu() if size is None else chunk.new_zeros(len(chunk), 0, *size))
+            levels.append([f.cpu() for f in backbone.vision(there)])
     latent = torch.cat(z)
     size = (latent.shape[-2], latent.shape[-1])
     if masks is None:
@@ -113,17 +128,32 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
         """``count`` views without the images themselves."""
         return normal_views(images, k + count, generator)[k:]
 
-    reference, normal, held = (
+    def encoded(pixels: torch.Tensor, masks: torch.Tensor | None = None, exact: bool = False) -> Encoded:
+        """Latents of others than the normal views are left out where no branch reads them."""
+        size = (normal.z.shape[-2], normal.z.shape[-1])
+        return encode(backbone, pixels, masks, exact, None if recipe.reads_latents else size)
+
+    def looked_up(seen: Encoded) -> Encoded:
+        if not (recipe.context and "clip" in recipe.branches):
+            return seen
+        rows = as_rows(reference.features)
+        return replace(seen, places=[closest(f, r) for f, r in zip(seen.features, rows, strict=True)])
+
+    base, trained, held = (
         normal_views(images, recipe.n_reference, generator),
         views(recipe.n_views),
         views(recipe.n_held),
     )
-    lesion = None
-    if recipe.n_lesions:
-        lesion = encode(backbone, *add_lesions(views(recipe.n_lesions), generator, recipe.max_area), exact=False)
-    held_lesion = encode(backbone, *add_lesions(held, generator, recipe.max_area))
+    drawn = add_lesions(views(recipe.n_lesions), generator, recipe.max_area) if recipe.n_lesions else None
+    held_drawn = add_lesions(held, generator, recipe.max_area)
+    normal = encode(backbone, trained, exact=False)
+    reference = encoded(base, exact=True)
     return Views(
-        encode(backbone, reference), encode(backbone, normal, exact=False), lesion, encode(backbone, held), held_lesion
+        reference,
+        looked_up(normal),
+        looked_up(encoded(*drawn)) if drawn else None,
+        encoded(held, exact=True),
+        encoded(*held_drawn, exact=True),
     )
 
 

@@ -20,6 +20,7 @@ from oneshot_medad.nn.head import (
     Prompts,
     TextTower,
     as_rows,
+    closest,
     similarity_map,
 )
 from oneshot_medad.nn.losses import dice_loss, focal_loss
@@ -109,14 +110,20 @@ class JointModel(nn.Module):
         return {branch: as_rows(features[branch]()) for branch in self.adapters}
 
     def branch_map(
-        self, branch: str, features: Sequence[torch.Tensor], normal: Sequence[torch.Tensor], text: torch.Tensor
+        self,
+        branch: str,
+        features: Sequence[torch.Tensor],
+        normal: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        places: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """(B, h, w) probability of abnormal from the features of one branch, on the grid of the finest level.
 
-        ``normal`` is that branch's entry of `normal_rows`, ``text`` the result of `text_features`.
+        ``normal`` is that branch's entry of `normal_rows`, ``text`` the result of `text_features`, ``places`` what
+        `closest` finds in ``normal`` if that is known.
         """
         size = (features[0].shape[-2], features[0].shape[-1])
-        return similarity_map(self.adapters[branch](features, normal), text, self.log_scale.exp(), size)
+        return similarity_map(self.adapters[branch](features, normal, places), text, self.log_scale.exp(), size)
 
     def synthesise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """z_anom = z_n + C · pred_eta, and loss_deco = MSE(pred_eta, true_eta)."""
@@ -141,31 +148,37 @@ class JointModel(nn.Module):
         zero = normal.z.new_zeros(())
         projected = self.projection(normal.z)
         real = recipe.residual_transfer
-        seen: dict[str, list[tuple[Sequence[torch.Tensor], torch.Tensor]]] = {branch: [] for branch in self.adapters}
+        rows = self.normal_rows(batch.reference)
+        seen: dict[str, list[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None, torch.Tensor]]]
+        seen = {branch: [] for branch in self.adapters}
 
-        def show(clip: Sequence[torch.Tensor], latent: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
+        def show(clip: Sequence[torch.Tensor], latent: Sequence[torch.Tensor], of: Encoded, mask: torch.Tensor) -> None:
             for branch, features in (("clip", clip), ("latent", latent)):
                 if branch in seen:
-                    seen[branch].append((features, mask))
+                    known = of.places if features is of.features else None
+                    if known is None and recipe.context:
+                        known = [closest(f, r) for f, r in zip(features, rows[branch], strict=True)]
+                    seen[branch].append((features, known, mask))
 
-        show(normal.features if real else projected, projected, normal.mask)
+        show(normal.features if real else projected, projected, normal, normal.mask)
         deviation = zero
         if batch.disturb_mask is not None:
             z_anom, deviation = self.synthesise(batch)
             changed = self.projection(z_anom)
             moved = [f + c - p for f, c, p in zip(normal.features, changed, projected, strict=True)]
-            show(moved if real else changed, changed, batch.disturb_mask)
+            show(moved if real else changed, changed, normal, batch.disturb_mask)
         alignment = _mean([F.mse_loss(p.float(), f) for p, f in zip(projected, normal.features, strict=True)])
         if batch.lesion is not None:
             latent = self.projection(batch.lesion.z) if "latent" in seen else []
-            show(batch.lesion.features, latent, batch.lesion.mask)
+            show(batch.lesion.features, latent, batch.lesion, batch.lesion.mask)
 
-        words, rows = self.text_features(text), self.normal_rows(batch.reference)
+        words = self.text_features(text)
         losses = []
         for branch, samples in seen.items():
-            features = [torch.cat(level) for level in zip(*(f for f, _ in samples), strict=True)]
-            mask = torch.cat([m for _, m in samples])
-            probability = self.branch_map(branch, features, rows[branch], words)
+            features = [torch.cat(level) for level in zip(*(f for f, _, _ in samples), strict=True)]
+            places = [torch.cat(level) for level in zip(*(p for _, p, _ in samples if p is not None), strict=True)]
+            mask = torch.cat([m for _, _, m in samples])
+            probability = self.branch_map(branch, features, rows[branch], words, places or None)
             target = F.interpolate(mask[:, None], probability.shape[-2:], mode="nearest")[:, 0]
             shown = target.flatten(1).any(dim=1) if recipe.dice_on_lesions_only else slice(None)
             losses.append(focal_loss(probability, target) + dice_loss(probability[shown], target[shown]))

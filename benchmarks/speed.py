@@ -1,0 +1,245 @@
+"""Speed at full-size geometry (MedVAE 8×4 and ViT-L/14, random weights), as ratios taken in one run.
+
+python -m benchmarks speed --out benchmarks/results/speed.json
+
+Every comparison measures both sides in turn, several times, and reports the ratio of their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.run import environment
+from oneshot_medad._runtime import has_fast_bf16
+from oneshot_medad.backbones import Backbone
+from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip, tokenize
+from oneshot_medad.backbones.medvae import LatentSpace, build_autoencoder
+from oneshot_medad.backbones.specs import WEIGHTS, get_spec
+from oneshot_medad.config import Recipe
+from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES, Adapters, similarity_map
+from oneshot_medad.nn.losses import dice_loss, focal_loss
+from oneshot_medad.scoring import Scorer
+from oneshot_medad.synthesis.lesions import add_lesions
+from oneshot_medad.training.cache import Encoded, Views, draw_batch, make_views
+from oneshot_medad.training.joint import JointModel
+
+CPU = torch.device("cpu")
+BATCH = 8
+CLIP = {
+    "embed_dim": 768,
+    "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 12},
+    "quick_gelu": True,
+}
+AUTOENCODER = {
+    "embed_dim": 4,
+    "ddconfig": {
+        "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+        "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+    },
+}  # fmt: skip
+
+
+class RandomBackbone(Backbone):
+    """The full-size networks without their weights."""
+
+    def __init__(self, half: bool) -> None:
+        spec = replace(get_spec("medvae-vitl14"), folder=WEIGHTS, half=half)  # the folder is never read
+        self.spec, self.device, self.initial = spec, CPU, {}
+
+    embed_dim = 768
+
+    @cached_property
+    def latents(self) -> LatentSpace:
+        space = LatentSpace(build_autoencoder(AUTOENCODER), torch.zeros(4), torch.ones(4))
+        space.autoencoder.to(self.dtype)
+        return space
+
+    @cached_property
+    def vision(self) -> VisionTower:
+        unit = [(torch.zeros(1024), torch.ones(1024))] * 3
+        visual = build_clip(CLIP, text=False).visual
+        tower = VisionTower(visual, self.spec.levels, self.spec.mean, self.spec.std, unit)
+        tower.visual.to(self.dtype)
+        return tower
+
+    @cached_property
+    def text(self) -> TextTower:
+        return TextTower(build_clip(CLIP, vision=False)).to(self.dtype)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], times: int = 3) -> dict[str, float]:
+    """Medians of both in turn, after one call each to warm up."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(times)]
+    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return {"ours_s": round(a, 3), "theirs_s": round(b, 3), "theirs_over_ours": round(b / a, 2)}
+
+
+class MediClipStyle(nn.Module):
+    """What MediCLIP trains: adapters and prompts, with the vision tower run on every image and all 77 tokens read."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.vision, self.text = [backbone.vision], [backbone.text]  # frozen; not among the parameters
+        self.adapters = Adapters([1024] * 3, 768)
+        self.context = nn.Parameter(torch.randn(2, 8, 768) * 0.02)
+        self.tokens = [tokenize(p) for p in (NORMAL_PHRASES, ABNORMAL_PHRASES)]
+
+    def words(self) -> torch.Tensor:
+        text, classes = self.text[0], []
+        places = torch.arange(77)
+        for context, tokens in zip(self.context, self.tokens, strict=True):
+            embedded = text.embed(tokens)
+            spread = context[None].expand(len(tokens), -1, -1)
+            sequence = torch.cat([embedded[:, :1], spread, embedded[:, 1:]], dim=1)[:, :77]
+            found = text.encode(sequence, places, places[:, None] >= places)
+            ends = tokens.argmax(1) + context.shape[0]
+            classes.append(F.normalize(found[torch.arange(len(tokens)), ends], dim=-1).mean(0))
+        return F.normalize(torch.stack(classes), dim=-1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return similarity_map(self.adapters(self.vision[0](images)), self.words(), 1.0, (28, 28))
+
+
+def views_of(count: int) -> Encoded:
+    """Cached tensors of ``count`` views, as random numbers."""
+    features = [torch.randn(count, 1024, 16, 16) for _ in range(3)]
+    return Encoded(torch.randn(count, 4, 28, 28), features, torch.rand(count, 28, 28), torch.zeros(count, 28, 28))
+
+
+def training_step(backbone: Backbone, exact: Backbone) -> dict[str, float]:
+    """One joint step on cached tensors against one step in MediCLIP's way, same images a step and prompts."""
+    recipe = replace(Recipe.named("scratch"), batch_size=BATCH // 2)
+    views = Views(views_of(6), views_of(24), views_of(64), views_of(2), views_of(2))
+    model = JointModel.build(recipe, backbone, views.normal)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    generator = torch.Generator().manual_seed(0)
+
+    def ours() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(CPU)):
+            losses = model(draw_batch(views, recipe, generator, CPU), backbone.text)
+        optimiser.zero_grad()
+        losses["loss"].backward()
+        optimiser.step()
+
+    other = MediClipStyle(exact)
+    moved = torch.optim.AdamW(other.parameters())
+    images = torch.rand(BATCH, 3, 224, 224)
+
+    def theirs() -> None:
+        lesions, mask = add_lesions(images[: BATCH // 2], generator)
+        probability = other(torch.cat([images[BATCH // 2 :], lesions]))
+        target = F.adaptive_max_pool2d(torch.cat([torch.zeros_like(mask), mask])[:, None], 28)[:, 0]
+        moved.zero_grad()
+        (focal_loss(probability, target) + dice_loss(probability, target)).backward()
+        moved.step()
+
+    return compare(ours, theirs)
+
+
+def prediction(backbone: Backbone, exact: Backbone) -> dict[str, dict[str, float]]:
+    """Prediction of a batch against the frozen forwards alone, and against MediCLIP's own way."""
+    images = torch.rand(BATCH, 3, 224, 224)
+    base = Recipe.named("scratch")
+    other = MediClipStyle(exact)
+    found = {}
+    for name, recipe in (
+        ("clip and nearest", base),
+        ("all branches", replace(base, branches={"clip": 0.5, "latent": 0.2, "nearest": 0.2, "deviation": 0.1})),
+    ):
+        views = Views(views_of(6), views_of(2), None, views_of(2), views_of(2))
+        model = JointModel.build(recipe, backbone, views.normal).eval()
+        scorer = Scorer.of_fit(model, F.normalize(torch.randn(2, 768), dim=-1), views).eval()
+
+        def ours(scorer: Scorer = scorer) -> None:
+            z = backbone.latents.encode(images) if scorer.recipe.reads_latents else None
+            scorer(z, backbone.vision(images))
+
+        def bare(scorer: Scorer = scorer) -> None:
+            if scorer.recipe.reads_latents:
+                backbone.latents.encode(images)
+            backbone.vision(images)
+
+        def theirs() -> None:
+            with torch.no_grad():
+                other(images)
+
+        found[f"predict, {name}, against the bare forwards"] = compare(ours, bare)
+        found[f"predict, {name}, against MediCLIP's way"] = compare(ours, theirs)
+    return found
+
+
+def fit(backbone: Backbone) -> dict[str, float]:
+    """One fit of one image with the default number of steps: encoding all views, and the loop."""
+    from oneshot_medad.training.loop import train
+
+    recipe = Recipe.named("scratch")
+    generator = torch.Generator().manual_seed(0)
+    start = time.perf_counter()
+    views = make_views(backbone, torch.rand(1, 3, 224, 224), recipe, generator)
+    encoded = time.perf_counter()
+    model = JointModel.build(recipe, backbone, views.normal)
+    train(model, views, backbone.text, generator, CPU, progress=False)
+    return {"views_s": round(encoded - start, 1), "training_s": round(time.perf_counter() - encoded, 1)}
+
+
+def cold_start() -> dict[str, float]:
+    """A new process that loads a saved tiny detector and predicts one image, and its rate afterwards."""
+    script = (
+        "import sys, time; start = float(sys.argv[2])\n"
+        "from oneshot_medad import AnomalyDetector, datasets\n"
+        "images = datasets.load_sample(n_normal=16, n_abnormal=16).images\n"
+        "made = time.time()\n"
+        "detector = AnomalyDetector.from_pretrained(sys.argv[1]); detector.predict(images[:1])\n"
+        "first = time.time(); detector.predict(images)\n"
+        "print(first - start, 32 / (time.time() - first))\n"
+    )
+    import tempfile
+
+    from oneshot_medad import AnomalyDetector, datasets
+
+    with tempfile.TemporaryDirectory() as folder:
+        detector = AnomalyDetector(random_state=0, n_steps=2).fit(datasets.load_sample().support)
+        detector.save_pretrained(f"{folder}/detector")
+        command = [sys.executable, "-c", script, f"{folder}/detector", str(time.time())]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    cold, rate = map(float, done.stdout.split())
+    return {"cold_start_s": round(cold, 1), "images_per_second": round(rate, 1)}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    half, exact = RandomBackbone(half=True), RandomBackbone(half=False)
+    if half.dtype == exact.dtype:
+        half = exact  # no fast bfloat16 here: everything in single precision
+    results: dict = {"environment": environment(), "dtype": str(half.dtype), "tiny": cold_start()}
+    results["training step"] = training_step(half, exact)
+    print(json.dumps(results, indent=1), flush=True)
+    results |= prediction(half, exact)
+    results["fit"] = fit(half)
+    results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    print(json.dumps(results, indent=1), flush=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n")

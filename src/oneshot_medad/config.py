@@ -46,6 +46,9 @@ class Recipe:
     context
         Adapters see each place next to its nearest counterpart in the reference views and its surroundings
         (`ContextAdapters`); False takes MediCLIP's 1×1 adapters.
+    n_phrases
+        Phrases of each class, drawn anew for every training step, that the text tower reads; 0 reads all. The finished
+        detector always takes all.
     logit_scale, learn_logit_scale
         Factor on the similarities before the softmax, and whether it is trained (MediCLIP uses none: 1, fixed).
     dice_on_lesions_only
@@ -75,6 +78,7 @@ class Recipe:
     residual_transfer: bool = True
     detach_deviation: bool = True
     context: bool = True
+    n_phrases: int = 4
     logit_scale: float = 20.0
     learn_logit_scale: bool = True
     dice_on_lesions_only: bool = True
@@ -98,6 +102,7 @@ class Recipe:
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
             "n_lesions",
+            "n_phrases",
             "severity",
             "weight_detection",
             "weight_deviation",
@@ -109,6 +114,7 @@ class Recipe:
             _check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("max_area", "top_fraction"):
             _check(0 < getattr(self, name) <= 1, name, getattr(self, name), "in (0, 1]")
+        _check(self.n_phrases <= 10, "n_phrases", self.n_phrases, "at most 10")
         _check(bool(self.branches), "branches", self.branches, f"at least one of {', '.join(BRANCHES)}")
         trains = bool(self.deviations) or self.n_lesions > 0
         _check(
@@ -187,6 +193,7 @@ RECIPES = {
         residual_transfer=False,
         detach_deviation=False,
         context=False,
+        n_phrases=0,
         logit_scale=1.0,
         learn_logit_scale=False,
         dice_on_lesions_only=False,

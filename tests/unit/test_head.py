@@ -38,6 +38,18 @@ def test_truncated_prompts_equal_full_ones(backbone):
     torch.testing.assert_close(short, torch.stack(full), atol=1e-6, rtol=1e-5)
 
 
+def test_some_phrases_are_those_of_prompts_made_of_them_alone(backbone):
+    text = backbone.text
+    chosen = torch.tensor([[7, 2, 0], [10, 3, 4]])
+    tokens = [tokenize(p) for p in (NORMAL_PHRASES, ABNORMAL_PHRASES)]
+    whole = Prompts(tokens, [text.embed(t) for t in tokens])
+    few = [t[c] for t, c in zip(tokens, chosen, strict=True)]
+    part = Prompts(few, [text.embed(t) for t in few])
+    part.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(whole(text, chosen), part(text), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(whole(text, chosen), whole(text), atol=1e-3)
+
+
 def test_text_tower_equals_open_clips_own_encoding(backbone):
     from benchmarks.pretrain.clip import CONFIG
     from oneshot_medad.backbones import build_clip

@@ -67,6 +67,7 @@ class Prompts(nn.Module):
     is that of separate prompts of full length at a tenth of the cost.
     """
 
+    groups: torch.Tensor
     fixed: torch.Tensor
     rows: torch.Tensor
     positions: torch.Tensor
@@ -105,6 +106,7 @@ class Prompts(nn.Module):
         of_class, of_phrase = torch.tensor(groups).T
         same = of_class[:, None] == of_class
         order = torch.arange(len(groups))
+        self.register_buffer("groups", torch.tensor(groups), persistent=False)
         allowed = same & ((of_phrase == 0) | (of_phrase[:, None] == of_phrase)) & (order[:, None] >= order)
         for name, value in (
             ("fixed", torch.stack(kept)),
@@ -115,11 +117,22 @@ class Prompts(nn.Module):
         ):
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, text: TextTower) -> torch.Tensor:
-        """(2, D): the unit-length mean text feature of the normal and of the abnormal phrases."""
-        sequence = torch.cat([self.fixed, self.context.flatten(0, 1)])[self.rows]
-        found = text.encode(sequence[None], self.positions, self.allowed)[0, self.ends]
-        parts = F.normalize(found, dim=-1).split(self.counts)
+    def forward(self, text: TextTower, phrases: torch.Tensor | None = None) -> torch.Tensor:
+        """(2, D): the unit-length mean text feature of the normal and of the abnormal phrases.
+
+        ``phrases`` (2, n) are the numbers of the phrases of each class to take the mean of; None takes all.
+        """
+        rows, positions, allowed, ends, counts = self.rows, self.positions, self.allowed, self.ends, self.counts
+        if phrases is not None:
+            of_class, of_phrase = self.groups.T
+            chosen = (phrases[of_class] + 1 == of_phrase[:, None]).any(dim=1)
+            kept = (chosen | (of_phrase == 0)).nonzero()[:, 0]
+            rows, positions, allowed = rows[kept], positions[kept], allowed[kept][:, kept]
+            ends = (torch.cumsum(chosen | (of_phrase == 0), dim=0) - 1)[ends[chosen[ends]]]
+            counts = [phrases.shape[1]] * 2
+        sequence = torch.cat([self.fixed, self.context.flatten(0, 1)])[rows]
+        found = text.encode(sequence[None], positions, allowed)[0, ends]
+        parts = F.normalize(found, dim=-1).split(counts)
         return torch.stack([F.normalize(part.mean(0), dim=0) for part in parts])
 
 

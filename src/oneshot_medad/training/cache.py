@@ -11,7 +11,7 @@ from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.images.augment import normal_views
-from oneshot_medad.nn.head import as_rows, closest
+from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES, as_rows, closest
 from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise
 from oneshot_medad.synthesis.lesions import add_lesions
 from oneshot_medad.synthesis.masks import blob_masks, local_contrast
@@ -167,6 +167,8 @@ class Batch:
         Encoded views; ``lesion`` may be None.
     disturb_mask, t, noise
         m (B, h, w), t (B,) and ε (B, C, h, w) of the masked forward process; None without deviations.
+    phrases
+        (2, n) numbers of the phrases whose mean stands for each class in this step; None takes all.
     """
 
     reference: Encoded
@@ -175,6 +177,7 @@ class Batch:
     disturb_mask: torch.Tensor | None
     t: torch.Tensor | None
     noise: torch.Tensor | None
+    phrases: torch.Tensor | None = None
 
 
 def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device: torch.device) -> Batch:
@@ -185,9 +188,14 @@ def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device:
 
     reference, normal = views.reference.to(device), pick(views.normal)
     lesion = pick(views.lesion).to(device) if views.lesion is not None else None
+    phrases = None
+    if recipe.n_phrases:
+        counts = (len(NORMAL_PHRASES), len(ABNORMAL_PHRASES))
+        drawn = [torch.randperm(count, generator=generator)[: recipe.n_phrases] for count in counts]
+        phrases = torch.stack(drawn).to(device)
     if not recipe.deviations:
-        return Batch(reference, normal.to(device), lesion, None, None, None)
+        return Batch(reference, normal.to(device), lesion, None, None, None, phrases)
     mask = blob_masks(normal.content, generator, max_area=recipe.max_area)
     t = torch.randint(N_TIMES, (len(normal),), generator=generator)
     noise = draw_noise(normal.z, recipe.deviations, generator)
-    return Batch(reference, normal.to(device), lesion, mask.to(device), t.to(device), noise.to(device))
+    return Batch(reference, normal.to(device), lesion, mask.to(device), t.to(device), noise.to(device), phrases)

@@ -172,13 +172,12 @@ class JointModel(nn.Module):
             latent = self.projection(batch.lesion.z) if "latent" in seen else []
             show(batch.lesion.features, latent, batch.lesion, batch.lesion.mask)
 
-        words = self.text_features(text)
+        words = self.prompts(text, batch.phrases)
         losses = []
         for branch, samples in seen.items():
-            features = [torch.cat(level) for level in zip(*(f for f, _, _ in samples), strict=True)]
-            places = [torch.cat(level) for level in zip(*(p for _, p, _ in samples if p is not None), strict=True)]
+            # each sort by itself: only the moved features need a gradient of their own
+            probability = torch.cat([self.branch_map(branch, f, rows[branch], words, p) for f, p, _ in samples])
             mask = torch.cat([m for _, _, m in samples])
-            probability = self.branch_map(branch, features, rows[branch], words, places or None)
             target = F.interpolate(mask[:, None], probability.shape[-2:], mode="nearest")[:, 0]
             shown = target.flatten(1).any(dim=1) if recipe.dice_on_lesions_only else slice(None)
             losses.append(focal_loss(probability, target) + dice_loss(probability[shown], target[shown]))

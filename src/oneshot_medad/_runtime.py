@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -33,6 +34,16 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device)[0] >= 8
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # absent from older torch
     return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def process_count() -> int:
+    """Processes of a distributed run, as its launcher says."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def is_writer() -> bool:
+    """Whether this is the process that writes files: the only one, or the first of a distributed run."""
+    return int(os.environ.get("RANK") or 0) == 0
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from sklearn.base import BaseEstimator
 from tqdm.auto import tqdm
 
-from oneshot_medad._runtime import resolve_device, seeded
+from oneshot_medad._runtime import is_writer, process_count, resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.resolve import cache_folder, resolve
 from oneshot_medad.backbones.specs import BACKBONES, SPEC, STATISTICS, BackboneSpec, get_spec
@@ -303,6 +303,8 @@ class AnomalyDetector(BaseEstimator):
         HubError
             The Hub refused, could not be reached or broke off; passing trouble is tried again first.
         """
+        if not is_writer():
+            return ""
         with TemporaryDirectory() as scratch:
             folder = self._save(Path(scratch) / "detector", repo_id, license, modality, include_backbones)
             return upload(folder, repo_id, private, token, commit_message)
@@ -381,6 +383,8 @@ class AnomalyDetector(BaseEstimator):
     def _save(self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool) -> Path:
         if not hasattr(self, "_scorer"):
             raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) before saving it.")
+        if not is_writer():
+            return folder
         spec = self._backbone.spec
         config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, spec)
         calibration = {"threshold": self.threshold_, "rule": "synthetic", "n_support": self.n_support_}
@@ -390,6 +394,12 @@ class AnomalyDetector(BaseEstimator):
         files = {p.name: p for p in {*spec.files, self._backbone.folder / STATISTICS}} if include else None
         write_folder(folder, stored, model_card(stored, location, license_, modality), files)
         return folder
+
+    def __sklearn_tags__(self) -> Any:
+        """An outlier detector to scikit-learn: ``scoring="roc_auc"`` then reads `decision_function`."""
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "outlier_detector"
+        return tags
 
     @property
     def _backbone(self) -> Backbone:
@@ -434,6 +444,8 @@ class AnomalyDetector(BaseEstimator):
         seed = self.random_state
         if seed is not None and (not isinstance(seed, Integral) or seed < 0):
             raise ConfigError(f"Got random_state={seed!r}; wanted a whole number from 0, or None.")
+        if seed is None and process_count() > 1:
+            raise ConfigError("Got random_state=None in a distributed run; wanted a number, so that all draw the same.")
         window = self.intensity_range
         if window is not None and not (len(window) == 2 and window[0] < window[1]):
             raise ConfigError(f"Got intensity_range={window!r}; wanted (low, high) with low < high.")

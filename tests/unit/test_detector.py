@@ -9,6 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV
 
 from oneshot_medad import AnomalyDetector, Predictions
 from oneshot_medad.backbones import Backbone, load_backbone
@@ -187,3 +189,21 @@ def test_other_weights_or_another_activation_are_noticed(tmp_path):
     save_file({**tensors, name: tensors[name] * 1.3}, tmp_path / "clip.safetensors")
     with pytest.raises(WeightsError, match="another probe"):
         _ = Backbone(replace(spec, folder=tmp_path), torch.device("cpu")).vision
+
+
+def test_a_fitted_detector_is_copied_pickled_and_searched(fitted, small, sample):
+    twin = copy.deepcopy(fitted)
+    assert np.array_equal(twin.predict(sample.images[0]).scores, fitted.predict(sample.images[0]).scores)
+    images = [sample.support, *sample.images]
+    labels = np.array([0, *sample.labels])
+    search = GridSearchCV(
+        AnomalyDetector(recipe=small, random_state=0),
+        {"n_steps": [1, 2]},
+        scoring="roc_auc",
+        cv=[([0], list(range(1, len(images))))],
+        refit=False,
+        error_score="raise",
+    ).fit(images, labels)
+    fits = [AnomalyDetector(recipe=small, random_state=0, n_steps=n).fit([sample.support]) for n in (1, 2)]
+    expected = [roc_auc_score(sample.labels, fit.decision_function(sample.images)) for fit in fits]
+    assert search.cv_results_["mean_test_score"].tolist() == pytest.approx(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from oneshot_medad.synthesis.lesions import add_lesions
 from oneshot_medad.synthesis.masks import blob_masks, local_contrast
 
 ENCODE_BATCH = 8
+_Indexed = TypeVar("_Indexed", torch.Tensor, "Encoded")
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,15 @@ class Batch:
     t: torch.Tensor | None
     noise: torch.Tensor | None
     phrases: torch.Tensor | None = None
+
+    def share(self, process: int, count: int) -> Batch:
+        """What one of ``count`` processes takes of the batch."""
+
+        def part(x: _Indexed | None) -> _Indexed | None:
+            return x[process::count] if x is not None else None
+
+        normal, mask, t, noise = self.normal[process::count], part(self.disturb_mask), part(self.t), part(self.noise)
+        return Batch(self.reference, normal, part(self.lesion), mask, t, noise, self.phrases)
 
 
 def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device: torch.device) -> Batch:

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from oneshot_medad._runtime import has_fast_bf16
+from oneshot_medad.errors import ConfigError
 from oneshot_medad.nn.head import TextTower
 from oneshot_medad.training.cache import Views, draw_batch
 from oneshot_medad.training.joint import JointModel
@@ -17,6 +18,9 @@ def train(
     model: JointModel, views: Views, text: TextTower, generator: torch.Generator, device: torch.device, progress: bool
 ) -> list[dict[str, float]]:
     """Train ``model`` in place with one optimiser for all its parts.
+
+    In several processes (``accelerate launch``) all draw the same batches, each takes its share, and the gradients are
+    averaged: the detector is that of one process.
 
     Parameters
     ----------
@@ -39,11 +43,21 @@ def train(
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedDataParallelKwargs
 
     recipe = model.recipe
     born_here = not PartialState._shared_state
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if has_fast_bf16(device) else "no")
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if has_fast_bf16(device) else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a recipe may leave parts idle
+    )
     try:
+        processes = accelerator.num_processes
+        if recipe.batch_size % processes:
+            raise ConfigError(
+                f"Got batch_size={recipe.batch_size} in {processes} processes; wanted a multiple of them."
+            )
         optimiser = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=recipe.learning_rate,
@@ -52,16 +66,18 @@ def train(
         prepared, optimiser = accelerator.prepare(model, optimiser)
         prepared.train()
         history = []
-        bar = tqdm(range(recipe.n_steps), desc="fit", disable=not progress)
+        bar = tqdm(range(recipe.n_steps), desc="fit", disable=not (progress and accelerator.is_main_process))
         for step in bar:
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step / recipe.n_steps)
-            losses = prepared(draw_batch(views, recipe, generator, device), text)
+            batch = draw_batch(views, recipe, generator, device)
+            losses = prepared(batch.share(accelerator.process_index, processes), text)
             optimiser.zero_grad()
             accelerator.backward(losses["loss"])
             accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
             optimiser.step()
-            history.append({name: float(value.detach()) for name, value in losses.items()})
+            averaged = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
+            history.append({name: float(value) for name, value in averaged.items()})
             bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
         return history
     finally:

@@ -129,6 +129,11 @@ class Recipe:
         """Whether any branch reads the latent of a test image; if not, the autoencoder need not run for it."""
         return bool({"latent", "deviation"} & self.branches.keys())
 
+    @property
+    def compares(self) -> bool:
+        """Whether any branch compares with the features of the reference views, which are then kept."""
+        return self.context or "nearest" in self.branches
+
     @classmethod
     def named(cls, name: str) -> Recipe:
         """One of the recipes that come with the package.
@@ -184,7 +189,7 @@ def _weights(field_name: str, got: Any, known: tuple[str, ...]) -> dict[str, flo
 _DEFAULT = Recipe()
 RECIPES = {
     "default": _DEFAULT,
-    "scratch": replace(_DEFAULT, n_steps=200, learning_rate=1e-3),
+    "scratch": replace(_DEFAULT, n_steps=120, learning_rate=1e-3),
     "reference": replace(
         _DEFAULT,
         n_lesions=0,

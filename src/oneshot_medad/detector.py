@@ -28,6 +28,7 @@ from oneshot_medad.persistence.card import model_card
 from oneshot_medad.persistence.describe import check_files, pack, provenance, stored_spec, unpack
 from oneshot_medad.persistence.folder import CONFIG, MODEL
 from oneshot_medad.persistence.hub import download, upload
+from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
 from oneshot_medad.persistence.store import Stored, read_folder, write_folder
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import Scorer
@@ -150,6 +151,7 @@ class AnomalyDetector(BaseEstimator):
         self._spec, self._device, self._scorer = spec, device, scorer
         self.threshold_ = synthetic_threshold(normal, lesion)
         self.history_ = history
+        self._rule = "synthetic"
         self.n_support_ = len(support)
         self.evaluation_ = None
         self.provenance_ = provenance(support)
@@ -327,7 +329,8 @@ class AnomalyDetector(BaseEstimator):
         Parameters
         ----------
         source
-            A folder, or ``"owner/name"`` on the Hub. Loading a folder asks no network.
+            A folder, or ``"owner/name"`` on the Hub; loading a folder asks no network. Or a checkpoint file of
+            MediCLIP's published code, with ``backbone="medvae-vitl14"`` (`read_mediclip` says how it is converted).
         revision
             Branch, tag or commit on the Hub; pin a commit where results must not change.
         token
@@ -352,6 +355,14 @@ class AnomalyDetector(BaseEstimator):
             The Hub refused or could not be reached.
         """
         folder = Path(source)
+        if folder.is_file():
+            detector = cls(backbone or "medvae-vitl14", recipe=RECIPE, fetch=fetch, device=device, progress=progress)
+            _, spec, detector._device, _ = detector._checked()
+            detector._spec = resolve(spec, fetch != "never")
+            detector._scorer = read_mediclip(folder, detector._backbone).to(detector._device).eval()
+            detector.threshold_, detector._rule, detector.n_support_ = 0.5, "none", 0
+            detector.history_, detector.evaluation_, detector.provenance_ = [], None, provenance([])
+            return detector
         if not folder.is_dir():
             if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
                 raise PersistenceError(f"Got {str(source)!r}; wanted an existing folder or 'owner/name' on the Hub.")
@@ -373,7 +384,7 @@ class AnomalyDetector(BaseEstimator):
         target = resolve_device(device)
         detector._spec, detector._device, detector._scorer = spec, target, scorer.to(target).eval()
         detector.threshold_ = float(stored.calibration["threshold"])
-        detector.n_support_ = stored.calibration["n_support"]
+        detector._rule, detector.n_support_ = stored.calibration["rule"], stored.calibration["n_support"]
         detector.history_ = []
         detector.evaluation_ = stored.provenance.get("evaluation")
         detector.provenance_ = stored.provenance
@@ -387,7 +398,7 @@ class AnomalyDetector(BaseEstimator):
             return folder
         spec = self._backbone.spec
         config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, spec)
-        calibration = {"threshold": self.threshold_, "rule": "synthetic", "n_support": self.n_support_}
+        calibration = {"threshold": self.threshold_, "rule": self._rule, "n_support": self.n_support_}
         stored = Stored(
             config, self._scorer.to_tensors(), calibration, {**self.provenance_, "evaluation": self.evaluation_}
         )

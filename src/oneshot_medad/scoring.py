@@ -64,7 +64,7 @@ class Scorer(nn.Module):
     text
         (2, D) text features, computed once.
     reference
-        (V, C_l, h_l, w_l) vision features of the reference views at each level.
+        (V, C_l, h_l, w_l) vision features of the reference views at each level; empty if no branch compares.
     latent_rows
         (N_l, C_l) projected latents of the same views, for a recipe whose latent branch compares.
 
@@ -103,7 +103,8 @@ class Scorer(nn.Module):
     @classmethod
     def of_fit(cls, model: JointModel, text: torch.Tensor, views: Views) -> Scorer:
         """What a trained model needs of the reference views; `calibrate` must follow."""
-        return cls(model, text, views.reference.features, model.normal_rows(views.reference).get("latent", []))
+        reference = views.reference.features if model.recipe.compares else []
+        return cls(model, text, reference, model.normal_rows(views.reference).get("latent", []))
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Everything a prediction depends on, ready to be stored: half precision but for scale and weights."""
@@ -124,7 +125,7 @@ class Scorer(nn.Module):
                 raise ValueError(f"{name} is {tensor.dtype}; wanted {wanted}")
         count = tensors["reference0"].shape[0] if "reference0" in tensors and tensors["reference0"].dim() else 0
         reference, latent_rows = [], []
-        for level, (width, side) in enumerate(shapes.levels):
+        for level, (width, side) in enumerate(shapes.levels if recipe.compares else ()):
             reference.append(_expect(tensors, f"reference{level}", (count, width, side, side)))
             if recipe.context and "latent" in recipe.branches:
                 latent_rows.append(_expect(tensors, f"latent_rows{level}", (count * side * side, width)))

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from oneshot_medad import AnomalyDetector, Recipe
 from oneshot_medad.backbones import Backbone, read_autoencoder, read_visual
+from oneshot_medad.backbones.clip import build_clip, tokenize
 from oneshot_medad.backbones.resolve import cache_folder, download, resolve
 from oneshot_medad.backbones.specs import SPEC, BackboneSpec, HubWeights, get_spec, medvae
 from oneshot_medad.errors import ConfigError, HubError, PersistenceError, WeightsError
+from oneshot_medad.images.preprocess import to_field
+from oneshot_medad.persistence.mediclip import PHRASES
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 CPU = torch.device("cpu")
@@ -201,8 +204,6 @@ def test_open_clip_3_gives_the_same_tokens(server, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found = load_file(tmp_path / "out.safetensors")
     backbone = Backbone(spec, CPU)
-    from oneshot_medad.backbones.clip import tokenize
-
     for i, level in enumerate(backbone.vision(images)):
         torch.testing.assert_close(found[str(i)], level, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found["text"], backbone.text(tokenize(["a scan"])), atol=1e-5, rtol=1e-4)
@@ -324,7 +325,7 @@ def test_processes_that_want_the_same_networks_fetch_them_once(server, tmp_path)
         "import sys\n"
         "sys.path[:0] = sys.argv[2:]\n"
         "from backbone_repos import small_spec\n"
-        "from oneshot_medad.backbones.resolve import resolve\n"
+        "from oneshot_medad.backbones.clip import tokenize\n"
         "print(resolve(small_spec()).folder)\n"
     )
     here = Path(__file__).parent
@@ -396,3 +397,68 @@ def test_a_grey_autoencoder(server):
     z = backbone.latents.encode(torch.rand(1, 3, 64, 64))
     assert z.shape == (1, 4, 16, 16)
     assert backbone.latents.decode(z).shape == (1, 3, 64, 64)
+
+
+def mediclip_checkpoint(path, dims=(64, 64, 64), embed_dim=64, width=64):
+    """What MediCLIP's train.py saves: 1x1 adapters, and eight learned tokens for every phrase."""
+    torch.manual_seed(3)
+    adapters = {}
+    for i, c in enumerate(dims):
+        adapters[f"{i}_adapter.0.weight"] = torch.randn(embed_dim, c, 1, 1) / c**0.5
+        adapters[f"{i}_adapter.0.bias"] = torch.randn(embed_dim) * 0.1
+    prompts = {f"ctx.{k}_end": torch.randn(len(v), 8, width) * 0.1 for k, v in PHRASES.items()}
+    torch.save({"adapter_state_dict": adapters, "prompt_state_dict": prompts}, path)
+    return adapters, prompts
+
+
+def test_a_mediclip_checkpoint(server, sample, tmp_path):
+    spec = small_spec()
+    adapters, prompts = mediclip_checkpoint(tmp_path / "checkpoint.pkl")
+    detector = AnomalyDetector.from_pretrained(tmp_path / "checkpoint.pkl", backbone=spec)
+    scores, heatmaps = detector.predict(sample.images[:3])
+
+    # MediCLIP's equations on open_clip's own model
+    folder = resolve(spec).folder
+    config = json.loads((folder / "clip.json").read_text())["config"]
+    model = build_clip(config).eval()
+    model.load_state_dict(load_file(folder / "clip.safetensors"), strict=False)
+    fields = torch.stack([to_field(torch.from_numpy(x)[None].expand(3, -1, -1) / 255, 64) for x in sample.images[:3]])
+    words = []
+    with torch.no_grad():
+        for name, phrases in PHRASES.items():
+            tokens = tokenize([" ".join(["X"] * 8) + f" {phrase}." for phrase in phrases])
+            x = model.token_embedding(tokens)
+            x = torch.cat([x[:, :1], prompts[f"ctx.{name}_end"], x[:, 9:]], dim=1) + model.positional_embedding
+            x = model.transformer(x.permute(1, 0, 2), attn_mask=model.attn_mask).permute(1, 0, 2)
+            x = model.ln_final(x)[torch.arange(len(tokens)), tokens.argmax(-1)] @ model.text_projection
+            words.append(x.mean(0) / x.mean(0).norm())
+        found = []
+        for i, token in enumerate(raw_tokens(model.visual, (1, 2, 3), (fields - 0.5) / 0.25)):
+            grid = token.transpose(0, 1)[:, 1:].transpose(1, 2).reshape(3, 64, 8, 8)
+            v = torch.nn.functional.conv2d(grid, adapters[f"{i}_adapter.0.weight"], adapters[f"{i}_adapter.0.bias"])
+            v = v / v.norm(dim=1, keepdim=True)
+            found.append(torch.einsum("bchw,kc->bkhw", v, torch.stack(words)))
+        expected = torch.stack(found).mean(0).softmax(1)[:, 1]
+    assert [h.shape for h in heatmaps] == [x.shape for x in sample.images[:3]]
+    got = detector._scorer(*detector._backbone.features(fields))[1]
+    coarse = torch.nn.functional.interpolate(expected[:, None], got.shape[-2:], mode="bilinear")[:, 0]
+    torch.testing.assert_close(got, coarse, atol=2e-3, rtol=0)
+    assert scores == pytest.approx(coarse.amax((1, 2)).numpy(), abs=2e-3)
+
+    folder = detector.save_pretrained(tmp_path / "converted")
+    again = AnomalyDetector.from_pretrained(folder, backbone=spec)
+    assert np.array_equal(again.predict(sample.images[:3]).scores, scores)
+    assert "not calibrated" in (folder / "README.md").read_text()
+
+
+def test_files_that_are_no_fitting_mediclip_checkpoint(server, tmp_path):
+    spec = small_spec()
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(PersistenceError, match="adapter_state_dict and prompt_state_dict"):
+        AnomalyDetector.from_pretrained(tmp_path / "notes.txt", backbone=spec)
+    mediclip_checkpoint(tmp_path / "other.pkl", dims=(64, 64))
+    with pytest.raises(PersistenceError, match="2_adapter"):
+        AnomalyDetector.from_pretrained(tmp_path / "other.pkl", backbone=spec)
+    mediclip_checkpoint(tmp_path / "wide.pkl", width=128)
+    with pytest.raises(PersistenceError, match=r"ctx\.normal_end"):
+        AnomalyDetector.from_pretrained(tmp_path / "wide.pkl", backbone=spec)

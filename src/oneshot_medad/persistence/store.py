@@ -22,6 +22,7 @@ SCHEMA = 1
 RULES = {
     "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
     "them. It is a starting point, not a promised false-positive rate.",
+    "none": "The threshold was not calibrated: it is where the probabilities of normal and abnormal are equal.",
 }
 """How a threshold can have been found, in the words of the card."""
 
@@ -104,8 +105,8 @@ def read_folder(folder: Path) -> Stored:
     )
     where = str(folder / CALIBRATION)
     calibration = take(read_json(folder, CALIBRATION), where, threshold=(float, int), rule=str, n_support=int)
-    if calibration["rule"] not in RULES or calibration["n_support"] < 1:
-        raise PersistenceError(f"{where} has {calibration}; wanted a rule of {list(RULES)} and n_support from 1.")
+    if calibration["rule"] not in RULES or calibration["n_support"] < 0:
+        raise PersistenceError(f"{where} has {calibration}; wanted a rule of {list(RULES)} and n_support from 0.")
     return Stored(config, read_tensors(folder, MODEL), calibration, _provenance(folder))
 
 

@@ -228,6 +228,29 @@ def cold_start() -> dict[str, float]:
     return {"cold_start_s": round(cold, 1), "images_per_second": round(rate, 1)}
 
 
+def table(results: dict) -> str:
+    """Markdown of the ratios."""
+    lines = [
+        f"{results['environment']['machine']}, {results['dtype']}; batch of {BATCH}.",
+        "",
+        "| what | ours, s | the other, s | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        if isinstance(found, dict) and "theirs_s" in found:
+            lines.append(f"| {name} | {found['ours_s']} | {found['theirs_s']} | {found['theirs_over_ours']} |")
+    fit, tiny = results["fit"], results["tiny"]
+    lines += [
+        "",
+        f"- Fit of one image with the default number of steps: {fit['views_s']} s for the views, then "
+        f"{fit['training_s']} s of training.",
+        f"- Peak memory of all of this, both sides in one process: {results['peak_memory_gib']} GiB.",
+        f"- Embedded networks: a new process has its first prediction of a saved detector after "
+        f"{tiny['cold_start_s']} s; then {tiny['images_per_second']} images a second.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -236,10 +259,11 @@ def main(arguments: list[str]) -> None:
     if half.dtype == exact.dtype:
         half = exact  # no fast bfloat16 here: everything in single precision
     results: dict = {"environment": environment(), "dtype": str(half.dtype), "tiny": cold_start()}
-    results["training step"] = training_step(half, exact)
+    results["training step against MediCLIP's way"] = training_step(half, exact)
     print(json.dumps(results, indent=1), flush=True)
     results |= prediction(half, exact)
     results["fit"] = fit(half)
     results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     print(json.dumps(results, indent=1), flush=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(table(results))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.data import DEFAULT_DATA, jitter, load, random_crop, read_manifest, split
+from benchmarks.data import DEFAULT_DATA, jitter, load, random_crop, read_manifest
 from oneshot_medad.backbones.medvae import build_autoencoder
 from oneshot_medad.images.preprocess import to_field
 
@@ -92,28 +92,6 @@ def write(out: Path, model: torch.nn.Module, record: dict) -> None:
     out.with_suffix(".json").write_text(json.dumps({"config": CONFIG, "record": record}, indent=2) + "\n")
 
 
-@torch.no_grad()
-def add_statistics(out: Path, data: str, count: int = 600) -> None:
-    """Mean and std of each latent channel over pool images in their square field, stored with the weights."""
-    tensors = load_file(out)
-    model = build_autoencoder(CONFIG)
-    model.load_state_dict({k: v.float() for k, v in tensors.items() if not k.startswith("statistics.")})
-    items = split(read_manifest(data, role="pool"), held_out=0)[0][:count]
-    z = []
-    for i in range(0, len(items), 8):
-        fields = torch.stack([to_field(load(item.path).float() / 255, 256) for item in items[i : i + 8]])
-        z.append(model.encode(fields * 2 - 1).mode())
-    every = torch.cat(z).double()
-    save_file(
-        {
-            **tensors,
-            "statistics.mean": every.mean((0, 2, 3)).float(),
-            "statistics.std": every.std((0, 2, 3)).float(),
-        },
-        out,
-    )
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=DEFAULT_DATA)
@@ -122,6 +100,4 @@ if __name__ == "__main__":
     parser.add_argument("--field-steps", type=int, default=2500)
     parser.add_argument("--resume", type=Path, help="weights to start from instead of random ones")
     args = parser.parse_args()
-    if args.crop_steps + args.field_steps:  # none: only add the statistics
-        train(args.data, args.out, args.crop_steps, args.field_steps, args.resume)
-    add_statistics(args.out, args.data)
+    train(args.data, args.out, args.crop_steps, args.field_steps, args.resume)

@@ -87,9 +87,8 @@ def train(data: str, out: Path, steps: int, batch: int = 128, lr: float = 1e-3) 
     model.visual.trunk.load_state_dict(trunk)
     text = TextTower(model)
     items = read_manifest(data, role="pool")
-    unit = [(torch.zeros(1), torch.ones(1))] * len(spec.levels)
-    tower = VisionTower(model.visual, spec.levels, spec.mean, spec.std, unit)
-    pooled, statistics = embed_pool(tower, items, spec.image_px)
+    tower = VisionTower(model.visual, spec.levels, spec.mean, spec.std, [])
+    pooled = embed_pool(tower, items, spec.image_px)
     train_items, held_items = split(items)
     row = {item.path: i for i, item in enumerate(items)}
     groups = sorted({group(item) for item in items})
@@ -140,7 +139,7 @@ def train(data: str, out: Path, steps: int, batch: int = 128, lr: float = 1e-3) 
     print(record)
     tensors = {k: v.detach().half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     tensors = {k: v.contiguous() for k, v in tensors.items() if "attn_mask" not in k}
-    save_file({**tensors, **statistics}, out)
+    save_file(tensors, out)
     out.with_suffix(".json").write_text(json.dumps({"config": CONFIG, "record": record}, indent=2) + "\n")
 
 
@@ -151,25 +150,15 @@ def short(text: TextTower, captions: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def embed_pool(tower: VisionTower, items, side: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(N, 1280) pooled trunk features of every image, and mean and std of each level's channels."""
-    pooled, sums, squares, count = [], [0.0] * len(tower.levels), [0.0] * len(tower.levels), 0
+def embed_pool(tower: VisionTower, items, side: int) -> torch.Tensor:
+    """(N, 1280) pooled trunk features of every image."""
+    pooled = []
     head, tower.visual.head = tower.visual.head, torch.nn.Identity()
     for i in range(0, len(items), 16):
         fields = torch.stack([to_field(load(item.path).float() / 255, side) for item in items[i : i + 16]])
-        levels, embedding = tower.forward_all(fields)
-        pooled.append(embedding)
-        for k, f in enumerate(levels):
-            sums[k] = sums[k] + f.double().mean((0, 2, 3)) * len(fields)
-            squares[k] = squares[k] + f.double().square().mean((0, 2, 3)) * len(fields)
-        count += len(fields)
+        pooled.append(tower.raw(fields)[1])
     tower.visual.head = head
-    statistics = {}
-    for k, (s, q) in enumerate(zip(sums, squares, strict=True)):
-        mean = s / count
-        statistics[f"statistics.mean{k}"] = mean.float()
-        statistics[f"statistics.std{k}"] = (q / count - mean**2).clamp(min=1e-8).sqrt().float()
-    return torch.cat(pooled), statistics
+    return torch.cat(pooled)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.data import read_manifest
-from benchmarks.pretrain import adapt, joint
+from benchmarks.pretrain import adapt, joint, statistics
 from benchmarks.pretrain.episodes import SHARES, Pool
 from oneshot_medad.backbones.specs import WEIGHTS
 
@@ -65,3 +65,16 @@ def test_adapt_and_joint_make_files_that_fit_the_package(data, tmp_path, backbon
     shipped = load_file(WEIGHTS / "heads.safetensors")
     assert {k: v.shape for k, v in load_file(out).items()} == {k: v.shape for k, v in shipped.items()}
     assert json.loads(out.with_suffix(".json").read_text())["record"]["joint"]["steps"] == 2
+
+
+def test_statistics_of_the_shipped_networks(data, tmp_path):
+    for path in WEIGHTS.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = load_file(WEIGHTS / "statistics.safetensors")
+    statistics.write(str(data), tmp_path, count=4, keep_scale=True)
+    kept = load_file(tmp_path / "statistics.safetensors")
+    assert all(torch.allclose(kept[name], value, rtol=1e-3, atol=1e-3) for name, value in before.items())
+    statistics.write(str(data), tmp_path, count=4, keep_scale=False)
+    measured = load_file(tmp_path / "statistics.safetensors")
+    assert {k: v.shape for k, v in measured.items()} == {k: v.shape for k, v in before.items()}
+    assert not torch.equal(measured["latent.mean"], before["latent.mean"])

@@ -78,7 +78,7 @@ class Recipe:
     residual_transfer: bool = True
     detach_deviation: bool = True
     context: bool = True
-    n_phrases: int = 4
+    n_phrases: int = 0
     logit_scale: float = 20.0
     learn_logit_scale: bool = True
     dice_on_lesions_only: bool = True
@@ -189,7 +189,7 @@ def _weights(field_name: str, got: Any, known: tuple[str, ...]) -> dict[str, flo
 _DEFAULT = Recipe()
 RECIPES = {
     "default": _DEFAULT,
-    "scratch": replace(_DEFAULT, n_steps=120, learning_rate=1e-3),
+    "scratch": replace(_DEFAULT, n_phrases=4, n_steps=120, learning_rate=1e-3),
     "reference": replace(
         _DEFAULT,
         n_lesions=0,
@@ -198,7 +198,6 @@ RECIPES = {
         residual_transfer=False,
         detach_deviation=False,
         context=False,
-        n_phrases=0,
         logit_scale=1.0,
         learn_logit_scale=False,
         dice_on_lesions_only=False,

@@ -1,0 +1,224 @@
+"""Saving a fitted detector, sharing it on the Hub, and reading it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from oneshot_medad._runtime import is_writer, resolve_device
+from oneshot_medad.backbones import Backbone, load_backbone
+from oneshot_medad.backbones.resolve import cache_folder, resolve
+from oneshot_medad.backbones.specs import BACKBONES, SPEC, STATISTICS, BackboneSpec, get_spec
+from oneshot_medad.errors import NotFittedError, PersistenceError
+from oneshot_medad.persistence.card import model_card
+from oneshot_medad.persistence.describe import check_files, pack, provenance, stored_spec, unpack
+from oneshot_medad.persistence.folder import CONFIG, MODEL
+from oneshot_medad.persistence.hub import download, upload
+from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
+from oneshot_medad.persistence.store import Stored, read_folder, write_folder
+from oneshot_medad.scoring import Scorer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Shareable(BaseEstimator):
+    """The part of `AnomalyDetector` that knows folders and the Hub."""
+
+    fetch: str
+    _scorer: Scorer
+    _spec: BackboneSpec
+    _device: torch.device
+    _stored_backbone: dict[str, Any]
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        license: str | None = None,  # noqa: A002
+        modality: str | None = None,
+        include_backbones: bool = False,
+    ) -> Path:
+        """Write the fitted detector to a folder: JSON, safetensors and a model card, whole or not at all.
+
+        Parameters
+        ----------
+        folder
+            New, empty, or a saved detector, which is replaced.
+        license
+            Of this detector, as the Hub writes licences; the card says "not stated" without it.
+        modality
+            What the images are, for the card.
+        include_backbones
+            Put the frozen networks into the folder too, for a machine that has none.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        PersistenceError
+            A folder that holds other things or cannot be written; what was there before is unchanged.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from oneshot_medad import AnomalyDetector, datasets
+        >>> sample = datasets.load_sample()
+        >>> detector = AnomalyDetector(random_state=0, n_steps=2).fit(sample.support)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = detector.save_pretrained(f"{folder}/brain", license="cc-by-4.0", modality="brain MRI, T1")
+        ...     again = AnomalyDetector.from_pretrained(path)
+        >>> bool((again.predict(sample.images[:2]).scores == detector.predict(sample.images[:2]).scores).all())
+        True
+        """
+        return self._save(Path(folder), Path(folder).absolute().name, license, modality, include_backbones)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        license: str | None = None,  # noqa: A002
+        modality: str | None = None,
+        include_backbones: bool = False,
+        commit_message: str = "Upload detector",
+    ) -> str:
+        """Save to the Hugging Face Hub in one commit; the repository is made if it does not exist.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``.
+        private
+            Of a new repository; None takes the owner's default.
+        token
+            None uses the stored login.
+        license, modality, include_backbones
+            As for `save_pretrained`.
+        commit_message
+            Of the commit.
+
+        Returns
+        -------
+        Address of the commit.
+
+        Raises
+        ------
+        HubError
+            The Hub refused, could not be reached or broke off; passing trouble is tried again first.
+        """
+        if not is_writer():
+            return ""
+        with TemporaryDirectory() as scratch:
+            folder = self._save(Path(scratch) / "detector", repo_id, license, modality, include_backbones)
+            return upload(folder, repo_id, private, token, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        backbone: str | Path | BackboneSpec | None = None,
+        fetch: str = "always",
+        device: str = "auto",
+        progress: bool = False,
+    ) -> Self:
+        """Read a detector back from a folder or from the Hub.
+
+        Parameters
+        ----------
+        source
+            A folder, or ``"owner/name"`` on the Hub; loading a folder asks no network. Or a checkpoint file of
+            MediCLIP's published code, with ``backbone="medvae-vitl14"`` (`read_mediclip` says how it is converted).
+        revision
+            Branch, tag or commit on the Hub; pin a commit where results must not change.
+        token
+            None uses the stored login.
+        local_files_only
+            Take the Hub's cache as it is.
+        backbone
+            Where the frozen networks lie, if neither the package, the detector's folder nor the cache holds them: the
+            folder that ``oneshot-medad download`` made, or the `BackboneSpec` that the detector was fitted on.
+        fetch, device, progress
+            As in the constructor.
+
+        Returns
+        -------
+        A fitted detector, with predictions bit-equal to the saved one's on the same machine.
+
+        Raises
+        ------
+        PersistenceError
+            A folder that is missing, damaged, from another version, or fitted with other frozen networks.
+        HubError
+            The Hub refused or could not be reached.
+        """
+        folder = Path(source)
+        if folder.is_file():
+            detector = cls(backbone or "medvae-vitl14", recipe=RECIPE, fetch=fetch, device=device, progress=progress)
+            _, spec, detector._device, _ = detector._checked()
+            detector._spec = resolve(spec, fetch != "never")
+            detector._scorer = read_mediclip(folder, detector._backbone).to(detector._device).eval()
+            detector.threshold_, detector._rule, detector.n_support_ = 0.5, "none", 0
+            detector.history_, detector.evaluation_, detector.provenance_ = [], None, provenance([])
+            return detector
+        if not folder.is_dir():
+            if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+                raise PersistenceError(f"Got {str(source)!r}; wanted an existing folder or 'owner/name' on the Hub.")
+            folder = download(str(source), revision, token, local_files_only)
+        stored = read_folder(folder)
+        where = str(folder / CONFIG)
+        spec = stored_spec(stored.config["backbone"], folder, get_spec(backbone) if backbone is not None else None)
+        if spec.folder is None and (cache_folder(spec) / SPEC).is_file():
+            spec = resolve(spec)
+        if spec.folder is not None:
+            check_files(stored.config["backbone"], spec.folder, where)
+        recipe, shapes, parameters = unpack(stored.config, where)
+        name = spec.name if spec.name in BACKBONES else spec
+        detector = cls(name, fetch=fetch, device=device, progress=progress, **parameters)
+        try:
+            scorer = Scorer.from_tensors(recipe, shapes, stored.tensors)
+        except ValueError as error:
+            raise PersistenceError(f"{folder / MODEL} does not fit its configuration: {error}") from error
+        target = resolve_device(device)
+        detector._spec, detector._device, detector._scorer = spec, target, scorer.to(target).eval()
+        detector.threshold_ = float(stored.calibration["threshold"])
+        detector._rule, detector.n_support_ = stored.calibration["rule"], stored.calibration["n_support"]
+        detector.history_ = []
+        detector.evaluation_ = stored.provenance.get("evaluation")
+        detector.provenance_ = stored.provenance
+        detector._stored_backbone = stored.config["backbone"]
+        return detector
+
+    def _save(self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool) -> Path:
+        if not hasattr(self, "_scorer"):
+            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) before saving it.")
+        if not is_writer():
+            return folder
+        spec = self._backbone.spec
+        config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, spec)
+        calibration = {"threshold": self.threshold_, "rule": self._rule, "n_support": self.n_support_}
+        stored = Stored(
+            config, self._scorer.to_tensors(), calibration, {**self.provenance_, "evaluation": self.evaluation_}
+        )
+        files = {p.name: p for p in {*spec.files, self._backbone.folder / STATISTICS}} if include else None
+        write_folder(folder, stored, model_card(stored, location, license_, modality), files)
+        return folder
+
+    @property
+    def _backbone(self) -> Backbone:
+        if self._spec.folder is None:  # read back where its networks were not at hand
+            spec = resolve(self._spec, self.fetch == "always")
+            assert spec.folder is not None
+            check_files(self._stored_backbone, spec.folder, "This detector")
+            self._spec = spec
+        return load_backbone(self._spec, self._device)

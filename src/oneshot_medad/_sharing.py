@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sklearn.base import BaseEstimator
 
 from oneshot_medad._runtime import is_writer, resolve_device
 from oneshot_medad.backbones import Backbone, load_backbone

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
@@ -172,6 +173,7 @@ class Shareable(BaseEstimator):
             detector._spec = resolve(spec, fetch != "never")
             detector._scorer = read_mediclip(folder, detector._backbone).to(detector._device).eval()
             detector.threshold_, detector._rule, detector.n_support_ = 0.5, "none", 0
+            detector.calibration_scores_ = None
             detector.history_, detector.evaluation_, detector.provenance_ = [], None, provenance([])
             return detector
         if not folder.is_dir():
@@ -195,6 +197,8 @@ class Shareable(BaseEstimator):
         target = resolve_device(device)
         detector._spec, detector._device, detector._scorer = spec, target, scorer.to(target).eval()
         detector.threshold_ = float(stored.calibration["threshold"])
+        scores = stored.calibration["normal_scores"]
+        detector.calibration_scores_ = np.array(scores, dtype=float) if scores else None
         detector._rule, detector.n_support_ = stored.calibration["rule"], stored.calibration["n_support"]
         detector.history_ = []
         detector.evaluation_ = stored.provenance.get("evaluation")
@@ -209,7 +213,13 @@ class Shareable(BaseEstimator):
             return folder
         spec = self._backbone.spec
         config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, spec)
-        calibration = {"threshold": self.threshold_, "rule": self._rule, "n_support": self.n_support_}
+        scores = [] if self.calibration_scores_ is None else self.calibration_scores_.tolist()
+        calibration = {
+            "threshold": self.threshold_,
+            "rule": self._rule,
+            "n_support": self.n_support_,
+            "normal_scores": scores,
+        }
         stored = Stored(
             config, self._scorer.to_tensors(), calibration, {**self.provenance_, "evaluation": self.evaluation_}
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from oneshot_medad._sharing import Shareable
 from oneshot_medad.backbones import load_backbone
 from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import BackboneSpec, get_spec
-from oneshot_medad.calibration import synthetic_threshold
+from oneshot_medad.calibration import labelled_threshold, normal_threshold, synthetic_threshold
 from oneshot_medad.config import Recipe
-from oneshot_medad.errors import ConfigError, NotFittedError
+from oneshot_medad.errors import ConfigError, ImageError, NotFittedError
 from oneshot_medad.evaluation import summary
 from oneshot_medad.images.preprocess import from_field, to_field
-from oneshot_medad.images.read import MedicalImage, expand, read_image
+from oneshot_medad.images.read import MedicalImage, expand, name_of, read_image
 from oneshot_medad.persistence.describe import provenance
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import Scorer
@@ -74,6 +74,8 @@ class AnomalyDetector(Shareable):
 
     threshold_: float
     "Score above which an image is flagged."
+    calibration_scores_: np.ndarray | None
+    "Scores of the normal images given to `calibrate`; None before."
     history_: list[dict[str, float]]
     "Losses of every training step."
     n_support_: int
@@ -145,19 +147,22 @@ class AnomalyDetector(Shareable):
         self._spec, self._device, self._scorer = spec, device, scorer
         self.threshold_ = synthetic_threshold(normal, lesion)
         self.history_ = history
-        self._rule = "synthetic"
+        self._rule, self.calibration_scores_ = "synthetic", None
         self.n_support_ = len(support)
         self.evaluation_ = None
         self.provenance_ = provenance(support)
         return self
 
-    def predict(self, images: Any) -> Predictions:
+    def predict(self, images: Any, *, on_error: str = "raise") -> Predictions:
         """Score images and locate what is abnormal in them.
 
         Parameters
         ----------
         images
             As for `fit`.
+        on_error
+            What an image that cannot be read does: ``"raise"`` ends the call, ``"record"`` gives it the score NaN, an
+            empty heatmap and the reason.
 
         Returns
         -------
@@ -170,20 +175,33 @@ class AnomalyDetector(Shareable):
         ImageError, ImageFileError, ImageTypeError
             An input that cannot be used.
         """
-        if not hasattr(self, "_scorer"):
-            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) first.")
+        self._check_fitted()
+        if on_error not in ("raise", "record"):
+            raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
         sources = expand(images)
         bar = tqdm(total=len(sources), desc="predict", disable=not self.progress)
-        scores, heatmaps, names = [], [], []
+        scores = np.full(len(sources), np.nan)
+        heatmaps, names, reasons = (
+            [np.zeros((0, 0), np.float32)] * len(sources),
+            [""] * len(sources),
+            [""] * len(sources),
+        )
         with bar:
             for start in range(0, len(sources), ENCODE_BATCH):
-                chunk = [self._read_one(s, start + i) for i, s in enumerate(sources[start : start + ENCODE_BATCH])]
-                for image, (score, heatmap) in zip(chunk, self._score(chunk), strict=True):
-                    scores.append(score)
-                    heatmaps.append(heatmap)
-                    names.append(image.name)
-                bar.update(len(chunk))
-        return Predictions(np.array(scores), heatmaps, self.threshold_, names)
+                chunk: dict[int, MedicalImage] = {}
+                for i in range(start, min(start + ENCODE_BATCH, len(sources))):
+                    try:
+                        chunk[i] = self._read_one(sources[i], i)
+                    except ImageError as error:
+                        if on_error == "raise":
+                            raise
+                        names[i], reasons[i] = name_of(sources[i], i), str(error)
+                    else:
+                        names[i] = chunk[i].name
+                for i, (score, heatmap) in zip(chunk, self._score(list(chunk.values())), strict=True):
+                    scores[i], heatmaps[i] = score, heatmap
+                bar.update(min(ENCODE_BATCH, len(sources) - start))
+        return Predictions(scores, heatmaps, self.threshold_, names, reasons, self.calibration_scores_)
 
     def decision_function(self, images: Any) -> np.ndarray:
         """(N,) scores alone, higher for more abnormal, for scikit-learn's ``scoring="roc_auc"``."""
@@ -218,6 +236,60 @@ class AnomalyDetector(Shareable):
         self.evaluation_ = summary(predictions.scores, predictions.flags, labels, predictions.heatmaps, masks, groups)
         return self.evaluation_
 
+    def calibrate(
+        self, normals: Any, labels: Sequence[int] | None = None, *, target_fpr: float = 0.05
+    ) -> AnomalyDetector:
+        """Set the threshold on images of one's own, without fitting again.
+
+        Parameters
+        ----------
+        normals
+            Normal images that the detector was not fitted on; with ``labels``, normal and abnormal ones.
+        labels
+            0 for normal, 1 for abnormal: the threshold then has the highest sum of sensitivity and specificity on them,
+            and ``target_fpr`` is not used.
+        target_fpr
+            Share of further normal images that may be flagged (`calibration.normal_threshold`).
+
+        Returns
+        -------
+        The detector itself. Predictions then carry percentiles and p-values against the normal images given here.
+
+        Raises
+        ------
+        ConfigError
+            A rate that the images do not support, or labels that do not fit; nothing has changed then.
+
+        Examples
+        --------
+        >>> from oneshot_medad import AnomalyDetector, datasets
+        >>> sample = datasets.load_sample(n_normal=5, n_abnormal=1)
+        >>> detector = AnomalyDetector(random_state=0, n_steps=2).fit(sample.support)
+        >>> predictions = detector.calibrate(sample.images[:4], target_fpr=0.25).predict(sample.images[4:])
+        >>> predictions.p_values.shape
+        (2,)
+        """
+        scores = self.predict(normals).scores
+        if labels is None:
+            threshold, rule, normal = normal_threshold(scores, target_fpr), "normals", scores
+        else:
+            threshold, rule = labelled_threshold(scores, labels), "labels"
+            normal = scores[np.asarray(labels) == 0]
+        self.threshold_, self._rule, self.calibration_scores_ = threshold, rule, np.sort(normal)
+        return self
+
+    def set_threshold(self, threshold: float) -> AnomalyDetector:
+        """Flag images that score above ``threshold``, on the raw scale of `Predictions.scores`."""
+        self._check_fitted()
+        if not isinstance(threshold, Real) or not np.isfinite(threshold):
+            raise ConfigError(f"Got threshold={threshold!r}; wanted a finite number.")
+        self.threshold_, self._rule = float(threshold), "manual"
+        return self
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_scorer"):
+            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) first.")
+
     def __sklearn_tags__(self) -> Any:
         """An outlier detector to scikit-learn: ``scoring="roc_auc"`` then reads `decision_function`."""
         tags = super().__sklearn_tags__()
@@ -226,6 +298,8 @@ class AnomalyDetector(Shareable):
 
     @torch.no_grad()
     def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray]]:
+        if not images:
+            return
         backbone = self._backbone
         side = backbone.spec.image_px
         fields = torch.stack([to_field(image.pixels, side) for image in images])
@@ -239,7 +313,7 @@ class AnomalyDetector(Shareable):
         return (self._read_one(source, i) for i, source in enumerate(expand(images)))
 
     def _read_one(self, source: Any, position: int) -> MedicalImage:
-        return read_image(source, f"image {position}", self.intensity_range)
+        return read_image(source, name_of(source, position), self.intensity_range)
 
     def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
         """Every parameter in the form that `fit` uses, or a `ConfigError`."""

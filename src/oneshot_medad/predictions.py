@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,24 +18,75 @@ class Predictions:
     ----------
     scores
         (N,) float64, higher is more abnormal. 0 is the median of the fit's own normal views, 1 the median of its
-        synthetic anomalies; values may lie outside.
+        synthetic anomalies; values may lie outside. NaN for an image that could not be read.
     heatmaps
         N arrays (H, W) float32, each on its image's own grid, on the scale of the scores.
     threshold
-        Score above which an image is flagged, fixed at fit.
+        Score above which an image is flagged.
     names
         File paths, or positions in the input.
+    reasons
+        Why an image has no score; empty for all others.
+    normal_scores
+        (n,) scores of the normal images that the detector was calibrated on; None if it was not.
     """
 
     scores: np.ndarray
     heatmaps: list[np.ndarray]
     threshold: float
     names: list[str]
+    reasons: list[str] = field(default_factory=list)
+    normal_scores: np.ndarray | None = None
 
     @property
     def flags(self) -> np.ndarray:
-        """(N,) bool: ``scores > threshold``."""
+        """(N,) bool: ``scores > threshold``; false where there is no score."""
         return self.scores > self.threshold
+
+    @property
+    def p_values(self) -> np.ndarray | None:
+        """(N,) conformal p-values against the calibration's n normal images, from 1 / (n + 1) to 1; None without any.
+
+        Small means that few normal images score as high. It holds for images of the same population, scanner and
+        protocol, and says nothing about the probability of disease.
+        """
+        if self.normal_scores is None:
+            return None
+        at_least = (self.normal_scores[None] >= self.scores[:, None]).sum(axis=1)
+        return np.where(np.isnan(self.scores), np.nan, (1 + at_least) / (len(self.normal_scores) + 1))
+
+    @property
+    def percentiles(self) -> np.ndarray | None:
+        """(N,) percent of the calibration's normal images that score lower; None without any."""
+        if self.normal_scores is None:
+            return None
+        lower = 100 * (self.normal_scores[None] < self.scores[:, None]).mean(axis=1)
+        return np.where(np.isnan(self.scores), np.nan, lower)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dictionary an image: name, score, threshold, flag, percentile and p-value where known, and the reason."""
+        columns: dict[str, Any] = {"name": self.names, "score": self.scores.tolist(), "flag": self.flags.tolist()}
+        if self.normal_scores is not None:
+            columns |= {"percentile": self.percentiles, "p_value": self.p_values}
+        columns["reason"] = self.reasons or [""] * len(self)
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [{**row, "threshold": self.threshold} for row in rows]
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.to_rows())
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the rows to a CSV file."""
+        self.to_frame().to_csv(path, index=False)
+        return Path(path)
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Write the rows to a Parquet file; needs pyarrow."""
+        self.to_frame().to_parquet(path, index=False)
+        return Path(path)
 
     def __iter__(self) -> Iterator[np.ndarray | list[np.ndarray]]:
         return iter((self.scores, self.heatmaps))
@@ -45,6 +98,7 @@ class Predictions:
         """A table of file, score and flag."""
         width = max([len("image"), *map(len, self.names)])
         rows = [f"{'image':<{width}}  {'score':>7}  flag"]
-        for name, score, flag in zip(self.names, self.scores, self.flags, strict=True):
-            rows.append(f"{name:<{width}}  {score:7.3f}  {'ABNORMAL' if flag else 'normal'}")
+        for row in self.to_rows():
+            word = row["reason"] or ("ABNORMAL" if row["flag"] else "normal")
+            rows.append(f"{row['name']:<{width}}  {row['score']:7.3f}  {word}")
         return "\n".join(rows)

@@ -126,6 +126,11 @@ def _expand_path(path: str) -> Iterator[Path]:
         yield Path(path)
 
 
+def name_of(source: Any, position: int) -> str:
+    """What to call an entry of `expand`: its path, or its position."""
+    return str(source) if isinstance(source, (str, Path)) else f"image {position}"
+
+
 def read_image(source: Any, name: str = "image", intensity_range: tuple[float, float] | None = None) -> MedicalImage:
     """Read one entry of `expand`.
 
@@ -155,7 +160,8 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     torch.Size([3, 4, 4])
     """
     if isinstance(source, (str, Path)):
-        name, array = str(source), _read_file(Path(source))
+        array = _read_file(Path(source))
+        name = str(source)
     elif isinstance(source, PILImage.Image):
         array = _from_pil(source)
     elif isinstance(source, torch.Tensor):

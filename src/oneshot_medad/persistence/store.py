@@ -22,6 +22,10 @@ SCHEMA = 1
 RULES = {
     "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
     "them. It is a starting point, not a promised false-positive rate.",
+    "normals": "It was set on further normal images so that at most a chosen share of new normal images is flagged, as "
+    "far as they come from the same population, scanner and protocol.",
+    "labels": "It was set on labelled images for the highest sum of sensitivity and specificity on them.",
+    "manual": "It was set by hand.",
     "none": "The threshold was not calibrated: it is where the probabilities of normal and abnormal are equal.",
 }
 """How a threshold can have been found, in the words of the card."""
@@ -104,9 +108,17 @@ def read_folder(folder: Path) -> Stored:
         parameters=dict,
     )
     where = str(folder / CALIBRATION)
-    calibration = take(read_json(folder, CALIBRATION), where, threshold=(float, int), rule=str, n_support=int)
-    if calibration["rule"] not in RULES or calibration["n_support"] < 0:
-        raise PersistenceError(f"{where} has {calibration}; wanted a rule of {list(RULES)} and n_support from 0.")
+    calibration = take(
+        read_json(folder, CALIBRATION), where, threshold=(float, int), rule=str, n_support=int, normal_scores=list
+    )
+    if (
+        calibration["rule"] not in RULES
+        or calibration["n_support"] < 0
+        or not all(is_number(score) for score in calibration["normal_scores"])
+    ):
+        raise PersistenceError(
+            f"{where} has {calibration}; wanted a rule of {list(RULES)}, n_support from 0 and numbers in normal_scores."
+        )
     return Stored(config, read_tensors(folder, MODEL), calibration, _provenance(folder))
 
 

@@ -88,6 +88,32 @@ class Predictions:
         self.to_frame().to_parquet(path, index=False)
         return Path(path)
 
+    def save_heatmaps(self, folder: str | Path, start: int = 0) -> list[Path | None]:
+        """Write every heatmap as a 16-bit grey PNG on its image's own grid; 0 to 65535 stand for 0 to 1, cut there.
+
+        Parameters
+        ----------
+        folder
+            Made if it does not exist.
+        start
+            Number of the first image; files are called by number and name, so that equal names stay apart.
+
+        Returns
+        -------
+        The files; None for an image without a heatmap.
+        """
+        from PIL import Image
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths: list[Path | None] = []
+        for number, (name, heatmap) in enumerate(zip(self.names, self.heatmaps, strict=True), start=start):
+            path = folder / f"{number:05d}-{Path(name).stem}.png" if heatmap.size else None
+            if path:
+                Image.fromarray((heatmap.clip(0, 1) * 65535).round().astype(np.uint16)).save(path)
+            paths.append(path)
+        return paths
+
     def __iter__(self) -> Iterator[np.ndarray | list[np.ndarray]]:
         return iter((self.scores, self.heatmaps))
 

@@ -1,7 +1,10 @@
+import csv
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from backbone_repos import SMALL_CLIP, SMALL_DD, clip_repo, medvae_repo, small_spec
 
@@ -34,6 +37,82 @@ def test_download_makes_a_folder_or_says_why_not(hub, monkeypatch, tmp_path, cap
     assert "needs no download" in capsys.readouterr().out
     assert run(monkeypatch, "download", "--backbone", "huge", "--to", tmp_path / "huge") == 1
     assert "'medvae-vitl14'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def scans(sample, tmp_path):
+    from PIL import Image
+
+    folders = {"normal": tmp_path / "normal", "abnormal": tmp_path / "abnormal"}
+    for folder in folders.values():
+        folder.mkdir()
+    Image.fromarray(sample.support).save(tmp_path / "support.png")
+    for name, image, label in zip(sample.names, sample.images, sample.labels, strict=True):
+        Image.fromarray(image).save(folders["abnormal" if label else "normal"] / f"{name}.png")
+    return tmp_path
+
+
+def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
+    from oneshot_medad import config
+
+    monkeypatch.setitem(config.RECIPES, "default", small)
+    monkeypatch.setattr(cli, "CHUNK", 3)
+    detector = scans / "detector"
+    assert run(monkeypatch, "fit", scans / "support.png", "--out", detector, "--modality", "brain MRI", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["n_support"] == 1
+
+    out = scans / "out"
+    arguments = ["predict", detector, scans / "normal", scans / "abnormal", "--out", out, "--json"]
+    assert run(monkeypatch, *arguments) == 0
+    assert json.loads(capsys.readouterr().out) | {"flagged": 0} == {
+        "images": 8, "flagged": 0, "failed": 0, "table": str(out / "scores.csv")
+    }  # fmt: skip
+    whole = (out / "scores.csv").read_text()
+    rows = list(csv.DictReader(whole.splitlines()))
+    assert len(rows) == 8
+    assert len({row["heatmap"] for row in rows}) == 8
+    from PIL import Image
+
+    assert np.asarray(Image.open(out / rows[0]["heatmap"])).dtype == np.uint16
+
+    # broken off in the middle of a line: what is whole is kept, the rest done again
+    (out / "scores.csv").write_text(whole[: len(whole) * 2 // 3])
+    (scans / "abnormal" / "torn.png").write_bytes(b"\x89PNG")
+    assert run(monkeypatch, *arguments) == 2
+    assert json.loads(capsys.readouterr().out)["failed"] == 1
+    again = {row["name"]: row for row in csv.DictReader((out / "scores.csv").open())}
+    assert len(again) == 9
+    for row in rows:
+        assert float(again[row["name"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-5)
+    (scans / "abnormal" / "torn.png").unlink()
+
+    arguments = [
+        "evaluate",
+        detector,
+        "--normal",
+        scans / "normal",
+        "--abnormal",
+        scans / "abnormal",
+        "--save",
+        "--json",
+    ]
+    assert run(monkeypatch, *arguments) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["n_normal"] == 4
+    assert run(monkeypatch, "info", detector, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == measured
+
+    assert run(monkeypatch, "fit", scans / "abnormal" / "none.png", "--out", scans / "x") == 1
+    assert "none.png" in capsys.readouterr().err
+    assert not (scans / "x").exists()
+
+
+def test_push(hub, fitted, monkeypatch, tmp_path, capsys):
+    fitted.save_pretrained(tmp_path / "detector")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    assert run(monkeypatch, "push", tmp_path / "detector", "clinic/brain", "--license", "mit", "--json") == 0
+    assert "/clinic/brain/commit/" in json.loads(capsys.readouterr().out)["commit"]
 
 
 def test_help_is_quick_and_loads_nothing_heavy(tmp_path):

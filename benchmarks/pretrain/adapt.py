@@ -51,12 +51,12 @@ def pooled(tower: VisionTower):
     return embed
 
 
-def start(backbone: Backbone, pool: Pool, seed: int, init: str = "pretrained") -> JointModel:
-    """The trained parts of a default detector with both learned branches."""
+def start(backbone: Backbone, pool: Pool, seed: int) -> JointModel:
+    """The trained parts of a default detector with both learned branches, from random values."""
     torch.manual_seed(seed)
     example = encode(backbone, pool.fields[:1, :3].float() / 255)
     recipe = replace(Recipe.named("default"), branches={"clip": 0.5, "latent": 0.5})
-    return JointModel.build(recipe, backbone, example, init)
+    return JointModel.build(recipe, backbone, example, "random")
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
     vision = backbone.vision.to(memory_format=torch.channels_last)
     pool = Pool(data, backbone.spec.image_px, pooled(vision), limit=limit)
     print(f"{len(pool.items)} images, {time.time() - begun:.0f} s", flush=True)
-    model = start(backbone, pool, seed=0, init="random")
+    model = start(backbone, pool, seed=0)
     trunk = vision.visual.trunk
     teacher = copy.deepcopy(vision.visual)
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
@@ -93,7 +93,7 @@ def train(
                 maps.append(model.branch_map("clip", judged, as_rows(reference), words))
             with torch.no_grad():
                 kept = teacher((images[::4] - vision.pixel_mean) / vision.pixel_std)
-        terms = episode_loss(torch.cat(maps).float(), episodes, calibration)
+        terms = episode_loss(torch.cat(maps).float(), episodes.truth, calibration)
         terms["distil"] = (1 - F.cosine_similarity(embedded[::4].float(), kept.float())).mean()
         loss = 4 * terms["focal"] + terms["dice"] + 0.5 * terms["image"] + terms["distil"]
         optimiser.zero_grad()

@@ -24,15 +24,13 @@ LABELLED = ("covidx", "fundus", "lungct")
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """A batch of E episodes of four images each: reference, drawn lesion, abnormal, normal.
+class Truth:
+    """What is known of the judged images of E episodes.
 
     Attributes
     ----------
-    images
-        (4·E, 3, S, S) in [0, 1], episode by episode.
     masks
-        (3·E, S, S) lesion masks of the judged images.
+        (3·E, H, W) lesion masks, any resolution.
     has_mask
         (3·E,) whether that mask is known.
     labels
@@ -41,11 +39,26 @@ class Episodes:
         (3·E,) whether that label may be used.
     """
 
-    images: torch.Tensor
     masks: torch.Tensor
     has_mask: torch.Tensor
     labels: torch.Tensor
     has_label: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A batch of E episodes of four images each: reference, drawn lesion, abnormal, normal.
+
+    Attributes
+    ----------
+    images
+        (4·E, 3, S, S) in [0, 1], episode by episode.
+    truth
+        Masks and labels of the judged three of each.
+    """
+
+    images: torch.Tensor
+    truth: Truth
 
 
 class Pool:
@@ -68,8 +81,10 @@ class Pool:
     def __init__(self, data: str, side: int, embed, seed: int = 0, limit: int | None = None) -> None:
         self.items = [i for i in read_manifest(data, role="pool") if i.set in SHARES]
         if limit:
-            kept: dict[tuple[str, str], int] = {}
-            self.items = [i for i in self.items if kept.setdefault((i.set, i.kind), 0) < limit and _count(kept, i)]
+            groups: dict[tuple[str, str], list[Item]] = {}
+            for item in self.items:
+                groups.setdefault((item.set, item.kind), []).append(item)
+            self.items = [item for group in groups.values() for item in group[:limit]]
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator().manual_seed(seed)
         with ThreadPoolExecutor(2) as executor:
@@ -101,10 +116,11 @@ class Pool:
         """``count`` episodes, each with its own collection, views and common change of appearance."""
         share = np.array(list(SHARES.values()))
         names = self.rng.choice(list(SHARES), size=count, p=share / share.sum())
-        episodes = [self._one(str(name)) for name in names]
-        return Episodes(*(torch.cat([getattr(e, f) for e in episodes]) for f in Episodes.__dataclass_fields__))
+        images, *truth = zip(*(self._one(str(name)) for name in names), strict=True)
+        return Episodes(torch.cat(images), Truth(*(torch.cat(part) for part in truth)))
 
-    def _one(self, name: str) -> Episodes:
+    def _one(self, name: str) -> tuple[torch.Tensor, ...]:
+        """Images, and the four parts of their truth, of one episode."""
         groups = self.members[name]
         real = bool(groups[True])
         anchor = int(self.rng.choice(groups[True] if real else groups[False]))
@@ -121,7 +137,7 @@ class Pool:
         images, masks = self._appearance(images, masks)
         has_mask = not real or self.items[anchor].mask is not None
         has_label = not real or name in LABELLED
-        return Episodes(
+        return (
             images,
             masks,
             torch.tensor([True, has_mask, True]),
@@ -154,11 +170,6 @@ class Pool:
         return images, masks
 
 
-def _count(kept: dict[tuple[str, str], int], item: Item) -> bool:
-    kept[item.set, item.kind] += 1
-    return True
-
-
 def _field(item: Item, side: int) -> torch.Tensor:
     """(4, side, side) uint8: the image and its lesion mask."""
     image = to_field(load(item.path).float() / 255, side)
@@ -170,28 +181,28 @@ def _field(item: Item, side: int) -> torch.Tensor:
     return (torch.cat([image, mask]) * 255).round().to(torch.uint8)
 
 
-def episode_loss(probability: torch.Tensor, episodes: Episodes, calibration: torch.Tensor) -> dict[str, torch.Tensor]:
+def episode_loss(probability: torch.Tensor, truth: Truth, calibration: torch.Tensor) -> dict[str, torch.Tensor]:
     """Focal and dice where a mask is known, cross-entropy of the map's highest 2 % where a label is.
 
     Parameters
     ----------
     probability
         (3·E, h, w) abnormality maps.
-    episodes
-        What they were made from.
+    truth
+        Of the images they were made from.
     calibration
         (2,) learned scale and shift of the image score's logit.
     """
     size = probability.shape[-2:]
-    covered = F.adaptive_avg_pool2d(episodes.masks[:, None], size)[:, 0]
+    covered = F.adaptive_avg_pool2d(truth.masks[:, None], size)[:, 0]
     masks = (covered > (0.5 * covered.amax((1, 2), keepdim=True)).clamp(max=0.25)).float()
-    known, shown = episodes.has_mask, episodes.has_mask & (masks.flatten(1).sum(1) > 0)
+    known, shown = truth.has_mask, truth.has_mask & (masks.flatten(1).sum(1) > 0)
     flat = probability.flatten(1)
     highest = flat.topk(round(0.02 * flat.shape[1]), dim=1).values.mean(1).clamp(1e-4, 1 - 1e-4)
     logit = calibration[0] * highest.logit() + calibration[1]
-    labelled = episodes.has_label
+    labelled = truth.has_label
     return {
         "focal": focal_loss(probability[known], masks[known]),
         "dice": dice_loss(probability[shown], masks[shown]),
-        "image": F.binary_cross_entropy_with_logits(logit[labelled], episodes.labels[labelled]),
+        "image": F.binary_cross_entropy_with_logits(logit[labelled], truth.labels[labelled]),
     }

@@ -5,10 +5,8 @@ from __future__ import annotations
 from string import Template
 from typing import Any
 
+from oneshot_medad.backbones.specs import BACKBONES
 from oneshot_medad.persistence.store import RULES, Stored
-
-BASE_MODELS = {"tiny": None}
-"""Hub repositories of the frozen networks; the embedded ones have none."""
 
 TEXT = Template("""---
 $metadata
@@ -87,7 +85,7 @@ def model_card(stored: Stored, location: str, license: str | None, modality: str
         library_name="oneshot-medad",
         license=license,
         pipeline_tag="image-segmentation",
-        base_model=BASE_MODELS.get(backbone),
+        base_model=base_models(backbone),
         tags=["anomaly-detection", "medical-imaging", "one-shot", "research-use-only"],
     )
     return TEXT.substitute(
@@ -107,6 +105,12 @@ def model_card(stored: Stored, location: str, license: str | None, modality: str
         rule=RULES[stored.calibration["rule"]],
         license=license or "Not stated by the author.",
     )
+
+
+def base_models(backbone: str) -> list[str] | None:
+    """Hub repositories of a preset's frozen networks; the embedded ones have none."""
+    spec = BACKBONES.get(backbone)
+    return [part.repo_id for part in (spec.autoencoder, spec.clip) if part] or None if spec else None
 
 
 def _evaluation(found: dict[str, Any] | None) -> str:

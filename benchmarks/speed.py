@@ -13,6 +13,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,9 +22,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from benchmarks.run import environment
+from oneshot_medad import AnomalyDetector, datasets
 from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip, tokenize
@@ -88,7 +91,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], times: int = 3) -> dict[str, float]:
+def compare(ours: Callable[[], object], theirs: Callable[[], object], times: int) -> dict[str, float]:
     """Medians of both in turn, after one call each to warm up."""
     ours(), theirs()
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(times)]
@@ -128,7 +131,7 @@ def views_of(count: int) -> Encoded:
     return Encoded(torch.randn(count, 4, 28, 28), features, torch.rand(count, 28, 28), torch.zeros(count, 28, 28))
 
 
-def training_step(backbone: Backbone, exact: Backbone) -> dict[str, float]:
+def training_step(backbone: Backbone, exact: Backbone, times: int) -> dict[str, float]:
     """One joint step on cached tensors against one step in MediCLIP's way, same images a step and prompts."""
     recipe = replace(Recipe.named("scratch"), batch_size=BATCH // 2)
     views = Views(views_of(6), views_of(24), views_of(64), views_of(2), views_of(2))
@@ -155,10 +158,10 @@ def training_step(backbone: Backbone, exact: Backbone) -> dict[str, float]:
         (focal_loss(probability, target) + dice_loss(probability, target)).backward()
         moved.step()
 
-    return compare(ours, theirs)
+    return compare(ours, theirs, times)
 
 
-def prediction(backbone: Backbone, exact: Backbone) -> dict[str, dict[str, float]]:
+def prediction(backbone: Backbone, exact: Backbone, times: int) -> dict[str, dict[str, float]]:
     """Prediction of a batch against the frozen forwards alone, and against MediCLIP's own way."""
     images = torch.rand(BATCH, 3, 224, 224)
     base = Recipe.named("scratch")
@@ -185,8 +188,8 @@ def prediction(backbone: Backbone, exact: Backbone) -> dict[str, dict[str, float
             with torch.no_grad():
                 other(images)
 
-        found[f"predict, {name}, against the bare forwards"] = compare(ours, bare)
-        found[f"predict, {name}, against MediCLIP's way"] = compare(ours, theirs)
+        found[f"predict, {name}, against the bare forwards"] = compare(ours, bare, times)
+        found[f"predict, {name}, against MediCLIP's way"] = compare(ours, theirs, times)
     return found
 
 
@@ -205,24 +208,23 @@ def fit(backbone: Backbone) -> dict[str, float]:
 
 
 def cold_start() -> dict[str, float]:
-    """A new process that loads a saved tiny detector and predicts one image, and its rate afterwards."""
+    """A new process that loads a saved tiny detector and predicts one file, and its rate on the others."""
     script = (
-        "import sys, time; start = float(sys.argv[2])\n"
-        "from oneshot_medad import AnomalyDetector, datasets\n"
-        "images = datasets.load_sample(n_normal=16, n_abnormal=16).images\n"
-        "made = time.time()\n"
-        "detector = AnomalyDetector.from_pretrained(sys.argv[1]); detector.predict(images[:1])\n"
-        "first = time.time(); detector.predict(images)\n"
-        "print(first - start, 32 / (time.time() - first))\n"
+        "import sys, time; from pathlib import Path\n"
+        "from oneshot_medad import AnomalyDetector\n"
+        "files = sorted(Path(sys.argv[1], 'images').iterdir())\n"
+        "detector = AnomalyDetector.from_pretrained(sys.argv[1] + '/detector'); detector.predict(files[0])\n"
+        "first = time.time(); detector.predict(files)\n"
+        "print(first - float(sys.argv[2]), len(files) / (time.time() - first))\n"
     )
-    import tempfile
-
-    from oneshot_medad import AnomalyDetector, datasets
-
+    sample = datasets.load_sample()
     with tempfile.TemporaryDirectory() as folder:
-        detector = AnomalyDetector(random_state=0, n_steps=2).fit(datasets.load_sample().support)
-        detector.save_pretrained(f"{folder}/detector")
-        command = [sys.executable, "-c", script, f"{folder}/detector", str(time.time())]
+        images = Path(folder) / "images"
+        images.mkdir()
+        for name, image in zip(sample.names, sample.images, strict=True):
+            Image.fromarray(image).save(images / f"{name}.png")
+        AnomalyDetector(random_state=0, n_steps=2).fit(sample.support).save_pretrained(f"{folder}/detector")
+        command = [sys.executable, "-c", script, folder, str(time.time())]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     cold, rate = map(float, done.stdout.split())
     return {"cold_start_s": round(cold, 1), "images_per_second": round(rate, 1)}
@@ -254,14 +256,15 @@ def table(results: dict) -> str:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--times", type=int, default=3, help="measurements of each side")
     args = parser.parse_args(arguments)
     half, exact = RandomBackbone(half=True), RandomBackbone(half=False)
     if half.dtype == exact.dtype:
         half = exact  # no fast bfloat16 here: everything in single precision
     results: dict = {"environment": environment(), "dtype": str(half.dtype), "tiny": cold_start()}
-    results["training step against MediCLIP's way"] = training_step(half, exact)
+    results["training step against MediCLIP's way"] = training_step(half, exact, args.times)
     print(json.dumps(results, indent=1), flush=True)
-    results |= prediction(half, exact)
+    results |= prediction(half, exact, args.times)
     results["fit"] = fit(half)
     results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     print(json.dumps(results, indent=1), flush=True)

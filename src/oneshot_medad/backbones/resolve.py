@@ -198,6 +198,6 @@ def _slices(side: int) -> Iterator[torch.Tensor]:
     """Slices of a brain in three planes, bright on dark and dark on bright."""
     head = torch.from_numpy(load_template())
     for axis in range(3):
-        planes = [head.select(axis, int(head.shape[axis] * share)) for share in (0.4, 0.5, 0.6)]
+        planes = [head.select(axis, int(head.shape[axis] * share)) for share in (0.4, 0.6)]
         stack = torch.stack(planes + [1 - plane for plane in planes])[:, None]
         yield F.interpolate(stack, (side, side), mode="bilinear", antialias=True).clamp(0, 1).expand(-1, 3, -1, -1)

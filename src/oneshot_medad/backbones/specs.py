@@ -34,7 +34,8 @@ class HubWeights:
         40-digit commit where it is known; a branch takes what it points to at the first download, and the commit is
         recorded in the folder.
     sha256
-        Of the weights file; None trusts the first download, whose hash is recorded and checked ever after.
+        Of the weights file; None trusts the first download. Its hash is recorded, and every detector carries the hashes
+        of the networks it was fitted on.
     """
 
     repo_id: str

@@ -20,7 +20,6 @@ from oneshot_medad.nn.head import (
     Prompts,
     TextTower,
     as_rows,
-    closest,
     similarity_map,
 )
 from oneshot_medad.nn.losses import dice_loss, focal_loss
@@ -155,10 +154,7 @@ class JointModel(nn.Module):
         def show(clip: Sequence[torch.Tensor], latent: Sequence[torch.Tensor], of: Encoded, mask: torch.Tensor) -> None:
             for branch, features in (("clip", clip), ("latent", latent)):
                 if branch in seen:
-                    known = of.places if features is of.features else None
-                    if known is None and recipe.context:
-                        known = [closest(f, r) for f, r in zip(features, rows[branch], strict=True)]
-                    seen[branch].append((features, known, mask))
+                    seen[branch].append((features, of.places if features is of.features else None, mask))
 
         show(normal.features if real else projected, projected, normal, normal.mask)
         deviation = zero

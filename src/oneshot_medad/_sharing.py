@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from oneshot_medad._runtime import is_writer, resolve_device
+from oneshot_medad._runtime import is_writer, resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.resolve import cache_folder, resolve
 from oneshot_medad.backbones.specs import BACKBONES, SPEC, STATISTICS, BackboneSpec, get_spec
 from oneshot_medad.errors import NotFittedError, PersistenceError
+from oneshot_medad.images.augment import normal_views
+from oneshot_medad.images.read import MedicalImage
 from oneshot_medad.persistence.card import model_card
 from oneshot_medad.persistence.describe import check_files, pack, provenance, stored_spec, unpack
 from oneshot_medad.persistence.folder import CONFIG, MODEL
@@ -22,9 +25,14 @@ from oneshot_medad.persistence.hub import download, upload
 from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
 from oneshot_medad.persistence.store import Stored, read_folder, write_folder
 from oneshot_medad.scoring import Scorer
+from oneshot_medad.synthesis.lesions import add_lesions
+from oneshot_medad.visualize import contact_sheet, overlay
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+SHEET = 6
+"""Drawn anomalies on the picture that a card may show."""
 
 
 class Shareable(BaseEstimator):
@@ -35,6 +43,7 @@ class Shareable(BaseEstimator):
     _spec: BackboneSpec
     _device: torch.device
     _stored_backbone: dict[str, Any]
+    _examples: torch.Tensor | None
 
     def save_pretrained(
         self,
@@ -43,6 +52,7 @@ class Shareable(BaseEstimator):
         license: str | None = None,  # noqa: A002
         modality: str | None = None,
         include_backbones: bool = False,
+        anomaly_sheet: bool = False,
     ) -> Path:
         """Write the fitted detector to a folder: JSON, safetensors and a model card, whole or not at all.
 
@@ -56,6 +66,9 @@ class Shareable(BaseEstimator):
             What the images are, for the card.
         include_backbones
             Put the frozen networks into the folder too, for a machine that has none.
+        anomaly_sheet
+            Add a picture of anomalies drawn into views of the normal images, and of what the detector finds there. It
+            shows those images, which nothing else in the folder does.
 
         Returns
         -------
@@ -66,7 +79,8 @@ class Shareable(BaseEstimator):
         NotFittedError
             `fit` has not been called.
         PersistenceError
-            A folder that holds other things or cannot be written; what was there before is unchanged.
+            A folder that holds other things or cannot be written; what was there before is unchanged. Or a picture
+            asked of a detector that was read back, which has no images.
 
         Examples
         --------
@@ -80,7 +94,8 @@ class Shareable(BaseEstimator):
         >>> bool((again.predict(sample.images[:2]).scores == detector.predict(sample.images[:2]).scores).all())
         True
         """
-        return self._save(Path(folder), Path(folder).absolute().name, license, modality, include_backbones)
+        folder = Path(folder)
+        return self._save(folder, folder.absolute().name, license, modality, include_backbones, anomaly_sheet)
 
     def push_to_hub(
         self,
@@ -91,6 +106,7 @@ class Shareable(BaseEstimator):
         license: str | None = None,  # noqa: A002
         modality: str | None = None,
         include_backbones: bool = False,
+        anomaly_sheet: bool = False,
         commit_message: str = "Upload detector",
     ) -> str:
         """Save to the Hugging Face Hub in one commit; the repository is made if it does not exist.
@@ -103,7 +119,7 @@ class Shareable(BaseEstimator):
             Of a new repository; None takes the owner's default.
         token
             None uses the stored login.
-        license, modality, include_backbones
+        license, modality, include_backbones, anomaly_sheet
             As for `save_pretrained`.
         commit_message
             Of the commit.
@@ -120,7 +136,8 @@ class Shareable(BaseEstimator):
         if not is_writer():
             return ""
         with TemporaryDirectory() as scratch:
-            folder = self._save(Path(scratch) / "detector", repo_id, license, modality, include_backbones)
+            folder = Path(scratch) / "detector"
+            self._save(folder, repo_id, license, modality, include_backbones, anomaly_sheet)
             return upload(folder, repo_id, private, token, commit_message)
 
     @classmethod
@@ -173,7 +190,7 @@ class Shareable(BaseEstimator):
             detector._spec = resolve(spec, fetch != "never")
             detector._scorer = read_mediclip(folder, detector._backbone).to(detector._device).eval()
             detector.threshold_, detector._rule, detector.n_support_ = 0.5, "none", 0
-            detector.calibration_scores_ = None
+            detector.calibration_scores_, detector._examples = None, None
             detector.history_, detector.evaluation_, detector.provenance_ = [], None, provenance([])
             return detector
         if not folder.is_dir():
@@ -200,13 +217,15 @@ class Shareable(BaseEstimator):
         scores = stored.calibration["normal_scores"]
         detector.calibration_scores_ = np.array(scores, dtype=float) if scores else None
         detector._rule, detector.n_support_ = stored.calibration["rule"], stored.calibration["n_support"]
-        detector.history_ = []
+        detector.history_, detector._examples = [], None
         detector.evaluation_ = stored.provenance.get("evaluation")
         detector.provenance_ = stored.provenance
         detector._stored_backbone = stored.config["backbone"]
         return detector
 
-    def _save(self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool) -> Path:
+    def _save(
+        self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool, sheet: bool
+    ) -> Path:
         if not hasattr(self, "_scorer"):
             raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) before saving it.")
         if not is_writer():
@@ -224,8 +243,25 @@ class Shareable(BaseEstimator):
             config, self._scorer.to_tensors(), calibration, {**self.provenance_, "evaluation": self.evaluation_}
         )
         files = {p.name: p for p in {*spec.files, self._backbone.folder / STATISTICS}} if include else None
-        write_folder(folder, stored, model_card(stored, location, license_, modality), files)
+        picture = self._anomaly_sheet() if sheet else None
+        write_folder(folder, stored, model_card(stored, location, license_, modality, sheet), files, picture)
         return folder
+
+    def _anomaly_sheet(self) -> bytes:
+        """A PNG of anomalies drawn into views of the images fitted on, with heatmaps and scores."""
+        if self._examples is None:
+            raise PersistenceError("Got anomaly_sheet=True for a detector without its images; ask for it after fit.")
+        with seeded(0) as generator:
+            views = normal_views(self._examples, len(self._examples) + SHEET, generator)[len(self._examples) :]
+            images, masks = add_lesions(views[:SHEET], generator, self._scorer.recipe.max_area)
+        found = list(self._score([MedicalImage(image, "") for image in images]))
+        pictures = [
+            overlay((image.permute(1, 2, 0) * 255).round().byte().numpy(), heatmap, mask=mask.bool().numpy())
+            for image, mask, (_, heatmap) in zip(images, masks, found, strict=True)
+        ]
+        file = BytesIO()
+        contact_sheet(pictures, [f"drawn anomaly, score {score:.2f}" for score, _ in found]).save(file, "PNG")
+        return file.getvalue()
 
     @property
     def _backbone(self) -> Backbone:

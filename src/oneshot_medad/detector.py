@@ -144,7 +144,7 @@ class AnomalyDetector(Shareable):
                 text = model.text_features(backbone.text)
             scorer = Scorer.of_fit(model, text, views).to(device).eval()
             normal, lesion = scorer.calibrate(views, device)
-        self._spec, self._device, self._scorer = spec, device, scorer
+        self._spec, self._device, self._scorer, self._examples = spec, device, scorer, fields[:4]
         self.threshold_ = synthetic_threshold(normal, lesion)
         self.history_ = history
         self._rule, self.calibration_scores_ = "synthetic", None

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 
@@ -344,3 +345,17 @@ def test_golden_detector_of_this_format_still_gives_its_scores(sample):
     expected = json.loads((GOLDEN / "scores.json").read_text())
     scores, _ = AnomalyDetector.from_pretrained(GOLDEN / "detector").predict(sample.images)
     np.testing.assert_allclose(scores, expected, atol=2e-3)
+
+
+def test_a_picture_of_drawn_anomalies_only_if_asked_for(fitted, tmp_path):
+    plain = fitted.save_pretrained(tmp_path / "plain")
+    assert "Drawn anomalies" not in (plain / "README.md").read_text()
+    assert not (plain / "anomalies.png").exists()
+    folder = fitted.save_pretrained(tmp_path / "shown", anomaly_sheet=True)
+    assert "![image, heatmap, and both](anomalies.png)" in (folder / "README.md").read_text()
+    with Image.open(folder / "anomalies.png") as sheet:
+        assert sheet.size == (2 * 3 * 256, 3 * (256 + 18))
+    loaded = AnomalyDetector.from_pretrained(folder)
+    with pytest.raises(PersistenceError, match="after fit"):
+        loaded.save_pretrained(folder, anomaly_sheet=True)
+    assert (folder / "anomalies.png").exists()

@@ -6,6 +6,7 @@ from string import Template
 from typing import Any
 
 from oneshot_medad.backbones.specs import BACKBONES
+from oneshot_medad.persistence.folder import SHEET
 from oneshot_medad.persistence.store import RULES, Stored
 
 TEXT = Template("""---
@@ -45,7 +46,7 @@ $hashes
 ## What was measured
 
 $evaluation
-
+$sheet
 ## Threshold
 
 Images that score above $threshold are flagged. $rule
@@ -64,7 +65,17 @@ $license
 """)
 
 
-def model_card(stored: Stored, location: str, license: str | None, modality: str | None) -> str:  # noqa: A002
+ANOMALIES = f"""
+## Drawn anomalies
+
+Anomalies drawn into views of the normal images (outlined), and what the detector makes of them. Real ones look
+different.
+
+![image, heatmap, and both]({SHEET})
+"""
+
+
+def model_card(stored: Stored, location: str, license: str | None, modality: str | None, sheet: bool = False) -> str:  # noqa: A002
     """README.md of a detector in the Hub's format.
 
     Parameters
@@ -77,6 +88,8 @@ def model_card(stored: Stored, location: str, license: str | None, modality: str
         The author's choice, as the Hub writes it; never invented.
     modality
         What the images are, in the author's words.
+    sheet
+        Whether the picture of drawn anomalies lies beside it.
     """
     from huggingface_hub import ModelCardData
 
@@ -100,6 +113,7 @@ def model_card(stored: Stored, location: str, license: str | None, modality: str
         version=stored.config["package_version"],
         seed=stored.config["parameters"]["random_state"],
         hashes="\n".join(f"- `{image['sha256']}`" for image in provenance["support"]),
+        sheet=ANOMALIES if sheet else "",
         evaluation=_evaluation(provenance.get("evaluation")),
         threshold=f"{stored.calibration['threshold']:.4g}",
         rule=RULES[stored.calibration["rule"]],

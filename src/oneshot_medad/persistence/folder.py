@@ -25,10 +25,13 @@ CONFIG, MODEL, CALIBRATION, PROVENANCE, CARD = (
 FILES = (CONFIG, MODEL, CALIBRATION, PROVENANCE, CARD)
 """What every detector folder holds."""
 
+SHEET = "anomalies.png"
+"""Picture of drawn anomalies, if it was asked for."""
+
 BACKBONE = "backbone"
 """Subfolder of the frozen networks, if they were included."""
 
-MAY_HOLD = {*FILES, BACKBONE, "anomalies.png", ".gitattributes", ".cache", ".git"}
+MAY_HOLD = {*FILES, BACKBONE, SHEET, ".gitattributes", ".cache", ".git"}
 """Names whose presence does not make a folder somebody else's; the last three come with a download from the Hub."""
 
 

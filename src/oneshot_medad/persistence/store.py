@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from oneshot_medad.errors import PersistenceError
-from oneshot_medad.persistence.folder import BACKBONE, CALIBRATION, CARD, CONFIG, MODEL, PROVENANCE, replacing
+from oneshot_medad.persistence.folder import BACKBONE, CALIBRATION, CARD, CONFIG, MODEL, PROVENANCE, SHEET, replacing
 from oneshot_medad.persistence.read import is_number, read_json, read_tensors, take
 
 SCHEMA = 1
@@ -56,7 +56,13 @@ class Stored:
     provenance: dict[str, Any]
 
 
-def write_folder(target: str | Path, stored: Stored, card: str, backbone: Mapping[str, Path] | None = None) -> None:
+def write_folder(
+    target: str | Path,
+    stored: Stored,
+    card: str,
+    backbone: Mapping[str, Path] | None = None,
+    sheet: bytes | None = None,
+) -> None:
     """Write a detector, atomically.
 
     Parameters
@@ -69,6 +75,8 @@ def write_folder(target: str | Path, stored: Stored, card: str, backbone: Mappin
         Text of its README.
     backbone
         Files of the frozen networks to include, by name.
+    sheet
+        The PNG that the card shows.
     """
     from safetensors.torch import save
 
@@ -81,6 +89,8 @@ def write_folder(target: str | Path, stored: Stored, card: str, backbone: Mappin
             (folder / name).write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / MODEL).write_bytes(save({k: v.detach().contiguous() for k, v in stored.tensors.items()}))
         (folder / CARD).write_text(card, encoding="utf-8")
+        if sheet:
+            (folder / SHEET).write_bytes(sheet)
         for name, path in (backbone or {}).items():
             (folder / BACKBONE).mkdir(exist_ok=True)
             shutil.copyfile(path, folder / BACKBONE / name)

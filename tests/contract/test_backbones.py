@@ -325,7 +325,7 @@ def test_processes_that_want_the_same_networks_fetch_them_once(server, tmp_path)
         "import sys\n"
         "sys.path[:0] = sys.argv[2:]\n"
         "from backbone_repos import small_spec\n"
-        "from oneshot_medad.backbones.clip import tokenize\n"
+        "from oneshot_medad.backbones.resolve import resolve\n"
         "print(resolve(small_spec()).folder)\n"
     )
     here = Path(__file__).parent

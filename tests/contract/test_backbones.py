@@ -58,6 +58,7 @@ def test_fit_save_load_and_predict(server, sample, small, tmp_path):
     sources = json.loads((cache_folder(spec) / SPEC).read_text())["sources"]
     assert sources["clip"]["revision"] == server.at(CLIP, "main")[0]
     assert len(sources["autoencoder"]["sha256"]) == 64
+    assert json.loads((folder / "config.json").read_text())["backbone"]["sources"] == sources
 
 
 def test_a_detector_with_its_backbones_needs_nothing_else(server, sample, small, tmp_path, monkeypatch):

@@ -116,6 +116,12 @@ class BackboneSpec:
         measured_here = self.autoencoder is not None
         return [self.folder / name for name in (*NETWORKS, *([] if measured_here else [STATISTICS]))]
 
+    @property
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Repository, commit, file and SHA-256 that each network came from; empty for the embedded ones."""
+        path = self.folder / SPEC if self.folder else None
+        return dict(json.loads(path.read_text())["sources"]) if path and path.is_file() else {}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values without the folder, ready for JSON."""
         values = asdict(self)

@@ -57,6 +57,7 @@ def pack(parameters: Mapping[str, Any], recipe: Recipe, shapes: Shapes, spec: Ba
             "half": spec.half,
             "license": spec.license,
             "files": {path.name: sha256(path) for path in spec.files},
+            "sources": spec.sources,
         },
         "shapes": asdict(shapes),
         "recipe": recipe.to_dict(),
@@ -127,6 +128,7 @@ def stored_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | N
         half=bool,
         license=str,
         files=dict,
+        sources=dict,
     )
     if not (
         16 <= values["image_px"] <= 4096
@@ -137,7 +139,12 @@ def stored_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | N
         raise PersistenceError(f"{where} describes a backbone that cannot be: {values!r}.")
     if not {*NETWORKS} <= values["files"].keys() <= {*NETWORKS, STATISTICS}:
         raise PersistenceError(f"{where} hashes the files {sorted(values['files'])}; wanted {[*NETWORKS, STATISTICS]}.")
-    described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "files"}
+    records = values["sources"].values()
+    if not all(isinstance(r, dict) and all(isinstance(v, str) for v in r.values()) for r in records):
+        raise PersistenceError(f"{where} has sources {values['sources']!r}; wanted repository, commit, file and hash.")
+    described: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in ("files", "sources")
+    }
     if given is not None:
         spec = given
     elif (folder / BACKBONE).is_dir():

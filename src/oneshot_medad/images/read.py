@@ -1,33 +1,26 @@
-"""One reader for files, folders, PIL, NumPy and torch: the same pixels give the same tensor."""
+"""One reader for files of every kind, PIL, NumPy and torch: the same pixels give the same tensor."""
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from PIL import ImageOps
 
-from oneshot_medad.errors import ImageError, ImageFileError, ImageTypeError
+from oneshot_medad.errors import BlankImageError, ImageError, ImageFileError, ImageTypeError
+from oneshot_medad.images.expand import check_position, source_of
+from oneshot_medad.images.expand import expand as expand
+from oneshot_medad.images.expand import name_of as name_of
+from oneshot_medad.images.files import File, Slice
+from oneshot_medad.images.open import open_stack, reading
+from oneshot_medad.images.raster import from_pil
+from oneshot_medad.images.stack import Pixels, Window
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+BLANK = "blank slice"
+"""Reason given for a slice of a volume that holds nothing to score."""
 _RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
-_MODES = {
-    "1": "L",
-    "P": "RGB",
-    "PA": "RGB",
-    "RGBA": "RGB",
-    "LA": "L",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-    "HSV": "RGB",
-    "LAB": "RGB",
-}
 
 
 @dataclass(frozen=True)
@@ -40,95 +33,18 @@ class MedicalImage:
         (3, H, W); grey images repeat their one channel.
     name
         The file's path, or the position in the input.
+    spacing
+        Height and width of a pixel in millimetres; None if the source does not say.
     """
 
     pixels: torch.Tensor
     name: str
+    spacing: tuple[float, float] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the image's own grid."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
-
-
-def expand(images: Any) -> list[Any]:
-    """Turn every accepted input into a list with one entry per image; files are not opened yet.
-
-    Parameters
-    ----------
-    images
-        A path, folder or glob pattern; a PIL image; a NumPy array (H, W), (H, W, 3), (N, H, W) or (N, H, W, 3); a
-        torch tensor (H, W), (C, H, W) or (N, C, H, W) with C of 1 or 3; or an iterable of these.
-
-    Raises
-    ------
-    ImageError
-        The input holds no image.
-    ImageFileError
-        A folder or pattern that matches no image file.
-    ImageTypeError
-        An object that is none of the above.
-    """
-    found = list(_expand(images))
-    if not found:
-        raise ImageError(f"Got no images ({type(images).__name__} of length 0); wanted at least one.")
-    return found
-
-
-def _expand(images: Any) -> Iterator[Any]:
-    if isinstance(images, (str, Path)):
-        yield from _expand_path(str(images))
-    elif isinstance(images, PILImage.Image):
-        yield images
-    elif isinstance(images, np.ndarray):
-        colour = images.ndim >= 3 and images.shape[-1] in (1, 3)
-        if images.ndim >= 3 and images.shape[-1] in (2, 4):
-            raise ImageError(f"Got an array of shape {images.shape}, wanted 1 or 3 channels. Drop the alpha channel.")
-        if images.ndim == 2 or (images.ndim == 3 and colour):
-            yield images
-        elif images.ndim == 3 or (images.ndim == 4 and colour):
-            yield from images
-        else:
-            raise ImageError(
-                f"Got an array of shape {images.shape}; wanted (H, W), (H, W, 3), (N, H, W) or (N, H, W, 3)."
-            )
-    elif isinstance(images, torch.Tensor):
-        shape = tuple(images.shape)
-        if images.ndim == 2 or (images.ndim == 3 and shape[0] in (1, 3)):
-            yield images
-        elif images.ndim == 4 and shape[1] in (1, 3):
-            yield from images
-        else:
-            raise ImageError(
-                f"Got a tensor of shape {shape}; wanted (H, W), (C, H, W) or (N, C, H, W) with C of 1 or 3."
-            )
-    elif isinstance(images, Iterable) and not isinstance(images, (bytes, dict)):
-        for image in images:
-            yield from _expand(image)
-    else:
-        raise ImageTypeError(
-            f"Got {type(images).__name__}; wanted a path, a PIL image, a NumPy array, a torch tensor or a list of them."
-        )
-
-
-def _expand_path(path: str) -> Iterator[Path]:
-    if Path(path).is_dir():
-        files = sorted(p for p in Path(path).iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        if not files:
-            raise ImageFileError(f"Got folder {path!r} without image files; wanted some of {', '.join(SUFFIXES)}.")
-        yield from files
-    elif not Path(path).exists() and glob.has_magic(path):
-        matches = sorted(glob.glob(path))
-        if not matches:
-            raise ImageFileError(f"Got pattern {path!r}, which matches no file.")
-        yield from map(Path, matches)
-    else:
-        yield Path(path)
-
-
-def name_of(source: Any, position: int) -> str:
-    """What to call an entry of `expand`: its path, or its position."""
-    return str(source) if isinstance(source, (str, Path)) else f"image {position}"
 
 
 def read_image(source: Any, name: str = "image", intensity_range: tuple[float, float] | None = None) -> MedicalImage:
@@ -137,21 +53,28 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     Parameters
     ----------
     source
-        A path, PIL image, array or tensor.
+        A path, `Slice`, PIL image, array or tensor.
     name
         What to call it when it has no path.
     intensity_range
         (low, high) pixel values that become 0 and 1. None lets the type decide: 8-bit, 16-bit and boolean pixels span
-        their whole range, floats must lie in [0, 1] already. The largest value found never decides.
+        their whole range, floats must lie in [0, 1] already; a DICOM file takes its first VOI LUT or window, or else
+        the range of its stored bits; a NIfTI volume takes its cal_min and cal_max. The largest value found never
+        decides. In DICOM and NIfTI files, values outside are cut to the range, as a viewer does; everywhere else they
+        are an error.
 
     Raises
     ------
     ImageFileError
-        A missing, truncated or undecodable file.
+        A missing, truncated or undecodable file, or one that holds several images.
     ImageTypeError
         A pixel type whose range is unknown without ``intensity_range``.
     ImageError
-        NaN or infinite pixels, values outside the range, a constant or an empty image.
+        NaN or infinite pixels, values outside the range, an empty image.
+    BlankImageError
+        The same value everywhere.
+    ExtraError
+        A DICOM file without pydicom.
 
     Examples
     --------
@@ -159,39 +82,32 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     >>> read_image(np.eye(4, dtype="uint8") * 255).pixels.shape
     torch.Size([3, 4, 4])
     """
-    if isinstance(source, (str, Path)):
-        array = _read_file(Path(source))
-        name = str(source)
-    elif isinstance(source, PILImage.Image):
-        array = _from_pil(source)
+    place = source_of(source)
+    if place is not None:
+        name = str(place)
+        array, intensity_range, spacing = _read_place(place, intensity_range)
+        return MedicalImage(_to_tensor(array, name, intensity_range), name, spacing)
+    if isinstance(source, PILImage.Image):
+        with reading(name):
+            array = from_pil(source)
     elif isinstance(source, torch.Tensor):
-        array = (
-            source.detach().cpu().float().numpy() if source.dtype == torch.bfloat16 else source.detach().cpu().numpy()
-        )
+        with reading(name):
+            tensor = source.detach().cpu()
+            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     else:
         array = np.asarray(source)
     return MedicalImage(_to_tensor(array, name, intensity_range), name)
 
 
-def _read_file(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise ImageFileError(f"Got {str(path)!r}, which is no file; wanted an image ({', '.join(SUFFIXES)}).")
-    try:
-        with PILImage.open(path) as image:
-            return _from_pil(image)
-    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise ImageFileError(f"Cannot read {str(path)!r} as an image: {error}. Check or replace the file.") from error
-
-
-def _from_pil(image: PILImage.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _MODES:
-        image = image.convert(_MODES[image.mode])
-    array = np.asarray(image)
-    if array.dtype == np.int32 and image.mode == "I" and array.size and array.min() >= 0 and array.max() <= 65535:
-        return array.astype(np.uint16)  # Pillow opens 16-bit PNGs in its 32-bit mode
-    return array
+def _read_place(place: File | Slice, window: Window) -> Pixels:
+    stack = open_stack(place.path if isinstance(place, Slice) else place)
+    axis, index = (place.axis, place.index) if isinstance(place, Slice) else (next(iter(stack.axes)), 0)
+    with reading(place):
+        count = check_position(stack.axes, axis, index)
+        if count > 1 and not isinstance(place, Slice):
+            raise ImageFileError(f"Got a file that holds {count} images; wanted one. Choose with oneshot_medad.slices.")
+        return stack.read(axis, index, window)
 
 
 def _to_tensor(array: np.ndarray, name: str, intensity_range: tuple[float, float] | None) -> torch.Tensor:
@@ -204,14 +120,17 @@ def _to_tensor(array: np.ndarray, name: str, intensity_range: tuple[float, float
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ImageError(f"Got {name} with NaN or infinite pixels; wanted finite ones. Fill or mask them first.")
     low, high = _range(array, name, intensity_range)
-    pixels = (array.astype(np.float32) - low) / (high - low)
+    exact = np.result_type(array.dtype, np.float32)  # 32 and 64 bits are shifted before they lose any
+    pixels = ((array.astype(exact) - exact.type(low)) / exact.type(high - low)).astype(np.float32)
     if pixels.min() < -1e-4 or pixels.max() > 1 + 1e-4:
         raise ImageError(
             f"Got {name} with values from {array.min():g} to {array.max():g}; wanted {low:g} to {high:g}. "
             "Pass intensity_range=(low, high) that covers them."
         )
     if pixels.max() - pixels.min() < 1e-6:
-        raise ImageError(f"Got {name}, which is constant ({array.flat[0]:g} everywhere); wanted an image with content.")
+        raise BlankImageError(
+            f"Got {name}, which is constant ({array.flat[0]:g} everywhere); wanted an image with content."
+        )
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).clamp(0, 1)
     return tensor.expand(3, -1, -1) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
 

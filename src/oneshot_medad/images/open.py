@@ -1,0 +1,73 @@
+"""Open any image file once, whatever its kind, with errors of this package alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from oneshot_medad.errors import ImageError, ImageFileError, OneShotError
+from oneshot_medad.images.files import SUFFIXES, File, Member, images_in, kind
+from oneshot_medad.images.stack import Stack
+
+MAX_REASON = 500
+"""Characters of an error that are kept."""
+
+
+def open_stack(file: File) -> Stack:
+    """The slices of a file; the file opened last stays open, so that its slices are read from memory.
+
+    Raises
+    ------
+    ImageFileError
+        A missing, damaged or unknown file.
+    ExtraError
+        A DICOM file without pydicom.
+    """
+    path = file.archive if isinstance(file, Member) else file
+    with reading(file):
+        if not path.is_file():
+            raise ImageFileError(f"Got no file; wanted an image ({', '.join(SUFFIXES)}) or a zip archive of them.")
+        status = path.stat()
+        return _opened(file, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1)
+def _opened(file: File, *version: int) -> Stack:
+    what = kind(file)
+    if what == "zip":
+        count = len(list(images_in(Path(str(file)))))
+        raise ImageFileError(f"Got an archive of {count} image files; wanted one image. Pass the archive to predict.")
+    if what == "dicom":
+        from oneshot_medad.images.dicom import Dicom
+
+        return Dicom(file)
+    if what == "nifti":
+        from oneshot_medad.images.nifti import Nifti
+
+        return Nifti(file)
+    from oneshot_medad.images.raster import Raster
+
+    return Raster(file)
+
+
+@contextmanager
+def reading(source: Any) -> Iterator[None]:
+    """Name the source in every error; what a decoder raises, whatever that is, becomes an `ImageFileError`."""
+    try:
+        yield
+    except ImageError as error:
+        raise type(error)(f"{source}: {_plain(error)}") from error
+    except (OneShotError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a decoder written in Rust is no Exception
+        what = _plain(error) or type(error).__name__
+        raise ImageFileError(f"Cannot read {str(source)!r} as an image: {what}. Check or replace the file.") from error
+
+
+def _plain(error: BaseException) -> str:
+    """One printable line, as tables want it: decoders quote what they found in damaged files."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + " …"

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from oneshot_medad.images.preprocess import to_field
+
 DEFAULT_DATA = os.environ.get("ONESHOT_MEDAD_DATA", "../shared/data")
 
 
@@ -59,6 +61,11 @@ def load(path: Path) -> torch.Tensor:
     """(3, H, W) uint8 pixels of an image file."""
     with Image.open(path) as image:
         return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).contiguous()
+
+
+def fields_of(items: list[Item], side: int) -> torch.Tensor:
+    """(N, 3, side, side) images."""
+    return torch.stack([to_field(load(item.path).float() / 255, side) for item in items])
 
 
 def random_crop(image: torch.Tensor, size: int, rng: np.random.Generator, long_side=(160, 320)) -> torch.Tensor:

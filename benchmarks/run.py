@@ -1,6 +1,10 @@
 """One-shot detection on labelled collections: every method on the same support images and features.
 
 python -m benchmarks run --data DIR --sets headct lgg --methods default nearest --seeds 5 --out results/FILE.json
+python -m benchmarks run --data DIR --config benchmarks/configs/ablation.json --out results/FILE.json
+
+A configuration is a JSON object with the long options' names as keys; ``recipes`` in it adds methods, each a name and
+the fields in which its recipe differs from the default.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import platform
 import subprocess
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,9 +23,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.data import DEFAULT_DATA, Item, load, read_manifest
+from benchmarks.baselines import padim, zero_shot
+from benchmarks.data import DEFAULT_DATA, Item, fields_of, load, read_manifest
 from oneshot_medad import AnomalyDetector, Recipe
-from oneshot_medad.backbones import load_backbone
+from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.evaluation import aupro, auroc, average_precision, bootstrap_interval, pixel_auroc
 from oneshot_medad.images.preprocess import from_field, to_field
@@ -33,11 +39,11 @@ METHODS = {
     "nearest": replace(DEFAULT, deviations={}, n_lesions=0, branches={"nearest": 1.0}, n_steps=1),
     "no-deviation": replace(DEFAULT, deviations={}),
     "no-lesions": replace(DEFAULT, n_lesions=0),
-    "no-nearest": replace(DEFAULT, branches={"clip": 1.0}),
+    "no-nearest": replace(DEFAULT, branches={"clip": 0.9, "latent": 0.1}),
+    "no-latent": replace(DEFAULT, branches={"clip": 0.9, "nearest": 0.1}),
     "lesions-only": replace(DEFAULT, deviations={}, branches={"clip": 1.0}),
-    "latent": replace(DEFAULT, branches={"latent": 1.0}),
-    "with-latent": replace(DEFAULT, branches={"clip": 0.75, "latent": 0.1, "nearest": 0.15}),
 }
+BASELINES = ("padim", "zero-shot")
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,23 @@ class Collection:
             found.append(np.asarray(Image.open(path).convert("1")) if path else np.zeros(self.sizes[row], bool))
         return found
 
+    @cached_property
+    def embedded(self) -> torch.Tensor:
+        """(N, D) image embeddings of the vision tower."""
+        backbone = _tiny()
+        chunks = [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
+        with torch.no_grad():
+            found = [backbone.vision.forward_all(fields_of(chunk, backbone.spec.image_px))[1] for chunk in chunks]
+        return torch.cat(found)
+
+
+def _tiny() -> Backbone:
+    return load_backbone(get_spec("tiny"), torch.device("cpu"))
+
 
 def read_collection(data: str, name: str, role: str = "eval") -> Collection:
     """Read every labelled image of a set and run the frozen networks over it."""
-    backbone = load_backbone(get_spec("tiny"), torch.device("cpu"))
+    backbone = _tiny()
     items = [i for i in read_manifest(data, role=role, sets=[name]) if i.label in ("normal", "abnormal")]
     parts, sizes, brightness = [], [], []
     for start in range(0, len(items), 32):
@@ -95,22 +114,42 @@ def draw_support(collection: Collection, shots: int, seed: int) -> tuple[np.ndar
     return support, test
 
 
-def evaluate(collection: Collection, recipe: Recipe, shots: int, seed: int, pixels: bool = True) -> dict[str, object]:
+@dataclass(frozen=True)
+class Found:
+    """Scores (N,) and maps (N, h, w) of the test images, how long the fit took, and the fusion's weights."""
+
+    scores: torch.Tensor
+    maps: torch.Tensor | None
+    fit_seconds: float
+    fusion: dict[str, float]
+
+
+def score(collection: Collection, method: str | Recipe, support: np.ndarray, test: np.ndarray, seed: int) -> Found:
+    """Fit a recipe or one of `BASELINES` on the support images and score the others."""
+    start = time.perf_counter()
+    encoded, backbone = collection.encoded, _tiny()
+    if method == "zero-shot":
+        return Found(zero_shot(backbone, collection.embedded[test]), None, 0.0, {})
+    if method == "padim":
+        fields = fields_of([collection.items[i] for i in support], backbone.spec.image_px)
+        maps = padim(backbone, fields, [f[test] for f in encoded.features], seed)
+        count = round(DEFAULT.top_fraction * maps[0].numel())
+        return Found(maps.flatten(1).topk(count).values.mean(1), maps, time.perf_counter() - start, {})
+    assert isinstance(method, Recipe)
+    detector = AnomalyDetector(recipe=method, random_state=seed).fit([collection.items[i].path for i in support])
+    seconds = time.perf_counter() - start
+    chunks = torch.from_numpy(test).split(16)
+    scored = [detector._scorer(part.z, part.features) for part in (encoded[chunk] for chunk in chunks)]
+    scores, maps = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    weights = dict(zip(method.branches, detector._scorer.weights.tolist(), strict=True))
+    return Found(scores, maps, seconds, weights)
+
+
+def evaluate(collection: Collection, method: str | Recipe, shots: int, seed: int) -> dict[str, object]:
     """Fit on ``shots`` normal images, score all others, and measure."""
     support, test = draw_support(collection, shots, seed)
-    detector = AnomalyDetector(recipe=recipe, random_state=seed)
-    start = time.perf_counter()
-    detector.fit([collection.items[i].path for i in support])
-    fitted = time.perf_counter()
-    scores, heatmaps = [], []
-    for chunk in torch.from_numpy(test).split(16):
-        part = collection.encoded[chunk]
-        found, maps = detector._scorer(part.z, part.features)
-        scores += found.tolist()
-        heatmaps += [
-            from_field(m, detector._backbone.spec.image_px, collection.sizes[i]).numpy()
-            for m, i in zip(maps, chunk.tolist(), strict=True)
-        ]
+    found = score(collection, method, support, test, seed)
+    scores = found.scores.tolist()
     labels, patients = collection.labels[test], [collection.patients[i] for i in test]
     result = {
         "seed": seed,
@@ -120,11 +159,14 @@ def evaluate(collection: Collection, recipe: Recipe, shots: int, seed: int, pixe
         "image_ap": average_precision(labels, scores),
         "brightness_auroc": auroc(labels, collection.brightness[test]),
         "area_auroc": auroc(labels, [np.prod(collection.sizes[i]) for i in test]),
-        "fit_seconds": round(fitted - start, 1),
-        "fusion": dict(zip(recipe.branches, detector._scorer.weights.tolist(), strict=True)),
+        "fit_seconds": round(found.fit_seconds, 1),
+        "fusion": found.fusion,
     }
-    masks = collection.masks(test) if pixels else None
+    masks = collection.masks(test) if found.maps is not None else None
     if masks is not None:
+        side = _tiny().spec.image_px
+        sizes = [collection.sizes[i] for i in test]
+        heatmaps = [from_field(m, side, size).numpy() for m, size in zip(found.maps, sizes, strict=True)]
         result |= {"pixel_auroc": pixel_auroc(masks, heatmaps), "aupro": aupro(masks, heatmaps)}
     return result
 
@@ -164,14 +206,24 @@ def table(results: dict) -> str:
 def main(arguments: list[str]) -> None:
     """Run the chosen sets × shots × methods × seeds; write JSON after every one and a Markdown table beside it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks run", description=__doc__)
+    parser.add_argument("--config", type=Path, help="JSON file with values for the options below, and recipes")
     parser.add_argument("--data", default=DEFAULT_DATA)
     parser.add_argument("--role", default="eval")
     parser.add_argument("--sets", nargs="+", default=["headct", "covidx", "lgg", "mias"])
-    parser.add_argument("--methods", nargs="+", default=["default", "reference", "nearest"], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=["default", "reference", "nearest"])
     parser.add_argument("--shots", nargs="+", type=int, default=[1])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args(arguments).config
+    config = json.loads(chosen.read_text()) if chosen else {}
+    methods = METHODS | {
+        name: Recipe.from_dict(DEFAULT.to_dict() | fields) for name, fields in config.pop("recipes", {}).items()
+    }
+    parser.set_defaults(**config)
     args = parser.parse_args(arguments)
+    for method in args.methods:
+        if method not in methods and method not in BASELINES:
+            parser.error(f"Got method {method!r}; wanted some of {', '.join([*methods, *BASELINES])}.")
     results: dict = {"environment": environment(), "runs": []}
     for name in args.sets:
         collection = read_collection(args.data, name, args.role)
@@ -181,7 +233,7 @@ def main(arguments: list[str]) -> None:
                 run = {"set": name, "shots": shots, "method": method, "seeds": seeds}
                 results["runs"].append(run)
                 for seed in range(args.seeds):
-                    seeds.append(evaluate(collection, METHODS[method], shots, seed))
+                    seeds.append(evaluate(collection, methods.get(method, method), shots, seed))
                     args.out.write_text(json.dumps(results, indent=1) + "\n")
                     args.out.with_suffix(".md").write_text(table(results))
                 print(table({"runs": [run]}).splitlines()[-1], flush=True)

@@ -51,10 +51,11 @@ def pooled(tower: VisionTower):
     return embed
 
 
-def start(backbone: Backbone, pool: Pool, seed: int) -> JointModel:
+def start(backbone: Backbone, seed: int) -> JointModel:
     """The trained parts of a default detector with both learned branches, from random values."""
     torch.manual_seed(seed)
-    example = encode(backbone, pool.fields[:1, :3].float() / 255)
+    side = backbone.spec.image_px
+    example = encode(backbone, torch.rand(1, 3, side, side))
     recipe = replace(Recipe.named("default"), branches={"clip": 0.5, "latent": 0.5})
     return JointModel.build(recipe, backbone, example, "random")
 
@@ -68,7 +69,7 @@ def train(
     vision = backbone.vision.to(memory_format=torch.channels_last)
     pool = Pool(data, backbone.spec.image_px, pooled(vision), limit=limit)
     print(f"{len(pool.items)} images, {time.time() - begun:.0f} s", flush=True)
-    model = start(backbone, pool, seed=0)
+    model = start(backbone, seed=0)
     trunk = vision.visual.trunk
     teacher = copy.deepcopy(vision.visual)
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))

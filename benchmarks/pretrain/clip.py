@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from benchmarks.data import DEFAULT_DATA, load, read_manifest, split
+from benchmarks.data import DEFAULT_DATA, fields_of, read_manifest, split
 from benchmarks.pretrain.captions import MODALITIES, OBJECT_TEMPLATES, caption, group, modality_caption
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip, tokenize
 from oneshot_medad.backbones.specs import BACKBONES
@@ -155,8 +155,7 @@ def embed_pool(tower: VisionTower, items, side: int) -> torch.Tensor:
     pooled = []
     head, tower.visual.head = tower.visual.head, torch.nn.Identity()
     for i in range(0, len(items), 16):
-        fields = torch.stack([to_field(load(item.path).float() / 255, side) for item in items[i : i + 16]])
-        pooled.append(tower.raw(fields)[1])
+        pooled.append(tower.raw(fields_of(items[i : i + 16], side))[1])
     tower.visual.head = head
     return torch.cat(pooled)
 

@@ -53,11 +53,14 @@ class Episodes:
     ----------
     images
         (4·E, 3, S, S) in [0, 1], episode by episode.
+    clean
+        (E, 3, S, S): each second image as it was before the lesion was drawn.
     truth
         Masks and labels of the judged three of each.
     """
 
     images: torch.Tensor
+    clean: torch.Tensor
     truth: Truth
 
 
@@ -117,10 +120,11 @@ class Pool:
         share = np.array(list(SHARES.values()))
         names = self.rng.choice(list(SHARES), size=count, p=share / share.sum())
         images, *truth = zip(*(self._one(str(name)) for name in names), strict=True)
-        return Episodes(torch.cat(images), Truth(*(torch.cat(part) for part in truth)))
+        stacked = torch.stack(images)
+        return Episodes(stacked[:, :4].flatten(0, 1), stacked[:, 4], Truth(*(torch.cat(part) for part in truth)))
 
     def _one(self, name: str) -> tuple[torch.Tensor, ...]:
-        """Images, and the four parts of their truth, of one episode."""
+        """Images, the clean one last, and the four parts of their truth, of one episode."""
         groups = self.members[name]
         real = bool(groups[True])
         anchor = int(self.rng.choice(groups[True] if real else groups[False]))
@@ -128,7 +132,7 @@ class Pool:
         rows = [reference, self._near(reference), anchor, self._near(anchor)]
         stack = self.fields[rows].float() / 255
         views = normal_views(stack, 8, self.generator)[4:]
-        images, masks = views[:, :3], (views[1:, 3] > 0.3).float()
+        images, masks = torch.cat([views[:, :3], views[1:2, :3]]), (views[1:, 3] > 0.3).float()
         drawn = [1] if real else [1, 2]  # without abnormal images of its own, a second drawn one
         for k in drawn:
             largest = 0.4 if self.rng.random() < 0.3 else 0.15

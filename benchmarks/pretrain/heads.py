@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from benchmarks.data import DEFAULT_DATA, Item, load, read_manifest, split
+from benchmarks.data import DEFAULT_DATA, Item, fields_of, read_manifest, split
 from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.config import DEVIATIONS
 from oneshot_medad.images.augment import normal_views
-from oneshot_medad.images.preprocess import to_field
 from oneshot_medad.nn.projection import ProjectionHead
 from oneshot_medad.nn.unet import DeviationUNet
 from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise, masked_forward
@@ -36,7 +35,7 @@ def encode_items(backbone: Backbone, items: list[Item], generator: torch.Generat
     """One varied view of every image, a quarter of them with a drawn lesion, encoded and kept in half precision."""
     parts = []
     for i in range(0, len(items), 32):
-        fields = torch.stack([to_field(load(x.path).float() / 255, backbone.spec.image_px) for x in items[i : i + 32]])
+        fields = fields_of(items[i : i + 32], backbone.spec.image_px)
         fields = normal_views(fields, 2 * len(fields), generator)[len(fields) :]
         quarter = len(fields) // 4
         if quarter:

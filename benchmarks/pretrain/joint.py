@@ -27,23 +27,25 @@ from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.nn.head import as_rows
-from oneshot_medad.nn.losses import dice_loss, focal_loss
-from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise
+from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise, masked_forward, strengths
 from oneshot_medad.synthesis.masks import blob_masks, local_contrast
-from oneshot_medad.training.cache import Batch, Encoded
 from oneshot_medad.training.joint import JointModel
 
 
 @dataclass(frozen=True)
-class Encoded4:
+class EncodedEpisodes:
     """Episodes as the frozen networks see them, one row an episode, in half precision.
 
     Attributes
     ----------
-    z, features, content
-        (E, 4, …) latents, levels and local contrast of reference, drawn, abnormal and normal image.
+    z
+        (E, 5, C, h, w) latents of reference, drawn, abnormal and normal image, and of the clean one that was drawn on.
+    features
+        (E, 4, C_l, h_l, w_l) levels of the first four.
+    content
+        (E, 4, h, w) their local contrast.
     truth
-        Masks and labels of the last three, its tensors (E, 3, …).
+        Masks and labels of the middle three, its tensors (E, 3, …).
     """
 
     z: torch.Tensor
@@ -51,19 +53,31 @@ class Encoded4:
     content: torch.Tensor
     truth: Truth
 
-    def pick(self, rows: torch.Tensor) -> Encoded4:
-        """Some episodes, in single precision and image by image."""
+    def pick(self, rows: torch.Tensor) -> EncodedEpisodes:
+        """Some episodes, in single precision."""
 
-        def flat(x: torch.Tensor) -> torch.Tensor:
-            chosen = x[rows].flatten(0, 1)
-            return chosen if chosen.dtype == torch.bool else chosen.float()
+        def chosen(x: torch.Tensor) -> torch.Tensor:
+            return x[rows] if x.dtype == torch.bool else x[rows].float()
 
-        truth = Truth(*(flat(getattr(self.truth, f.name)) for f in fields(Truth)))
-        return Encoded4(flat(self.z), [flat(f) for f in self.features], flat(self.content), truth)
+        truth = Truth(*(chosen(getattr(self.truth, f.name)).flatten(0, 1) for f in fields(Truth)))
+        return EncodedEpisodes(chosen(self.z), [chosen(f) for f in self.features], chosen(self.content), truth)
+
+    def save(self, path: Path) -> None:
+        """Keep them for another run."""
+        truth = {f.name: getattr(self.truth, f.name).contiguous() for f in fields(Truth)}
+        levels = {f"level{i}": f for i, f in enumerate(self.features)}
+        save_file({"z": self.z, "content": self.content, **levels, **truth}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> EncodedEpisodes:
+        """What `save` kept."""
+        found = load_file(path)
+        levels = [found[f"level{i}"] for i in range(sum(name.startswith("level") for name in found))]
+        return cls(found["z"], levels, found["content"], Truth(*(found[f.name] for f in fields(Truth))))
 
 
 @torch.no_grad()
-def encode_episodes(backbone: Backbone, pool: Pool, count: int, together: int = 4) -> Encoded4:
+def encode_episodes(backbone: Backbone, pool: Pool, count: int, together: int = 4) -> EncodedEpisodes:
     """Draw ``count`` episodes and run the frozen networks over them once."""
     begun, parts = time.time(), []
     for done in range(0, count, together):
@@ -71,47 +85,50 @@ def encode_episodes(backbone: Backbone, pool: Pool, count: int, together: int = 
         images = episodes.images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(CPU)):
             z, features = backbone.features(images)
+            clean = backbone.latents.encode(episodes.clean)
         content = local_contrast(images, (z.shape[-2], z.shape[-1]))
         truth = episodes.truth
         masks = F.adaptive_avg_pool2d(truth.masks[:, None], features[0].shape[-2:])[:, 0]
-        rows = [x.half().unflatten(0, (-1, 4)) for x in (z, content, *features)]
+        content, *levels = (x.half().unflatten(0, (-1, 4)) for x in (content, *features))
+        latents = torch.cat([z.half().unflatten(0, (-1, 4)), clean.half()[:, None]], dim=1)
         known = (masks.half(), truth.has_mask, truth.labels, truth.has_label)
-        parts.append((rows, [x.unflatten(0, (-1, 3)) for x in known]))
+        parts.append(([latents, content, *levels], [x.unflatten(0, (-1, 3)) for x in known]))
         if done // together % 100 == 0:
             print(f"{done} episodes encoded, {time.time() - begun:.0f} s", flush=True)
     z, content, *features = (torch.cat(x) for x in zip(*(p[0] for p in parts), strict=True))
-    return Encoded4(z, features, content, Truth(*(torch.cat(x) for x in zip(*(p[1] for p in parts), strict=True))))
+    truth = Truth(*(torch.cat(x) for x in zip(*(p[1] for p in parts), strict=True)))
+    return EncodedEpisodes(z, features, content, truth)
 
 
-def losses(model: JointModel, batch: Encoded4, words, calibration, generator) -> dict[str, torch.Tensor]:
-    """Every term of one step; the deviations are made from each episode's normal image and judged with the others."""
-    z, features = batch.z, batch.features
-    count = len(z) // 4
+def losses(model: JointModel, batch: EncodedEpisodes, words, calibration, generator) -> dict[str, torch.Tensor]:
+    """Every term of one step.
+
+    The deviation network learns the masked forward process on normal images, to take away the lesion where one was
+    drawn, and nothing where nothing is.
+    """
+    count, clean = len(batch.z), batch.z[:, 4]
+    z, features = batch.z[:, :4].flatten(0, 1), [f.flatten(0, 1) for f in batch.features]
     projected = model.projection(z)
     aligned = [F.mse_loss(p.float(), f) for p, f in zip(projected, features, strict=True)]
-    rows = torch.arange(3, len(z), 4)
-    mask = blob_masks(batch.content[rows], generator, max_area=0.25)
-    noise = draw_noise(z[rows], model.recipe.deviations, generator)
-    plain = Encoded(z[rows], [f[rows] for f in features], batch.content[rows], torch.zeros_like(mask))
-    times = torch.randint(N_TIMES, (count,), generator=generator)
-    z_anom, deviation = model.synthesise(Batch(plain, plain, None, mask, times, noise))
-    changed = model.projection(z_anom)
-    moved = [f[rows] + c - p[rows].detach() for f, c, p in zip(features, changed, projected, strict=True)]
-    terms = {"deviation": deviation, "alignment": torch.stack(aligned).mean()}
-    for branch, seen, disturbed in (("clip", features, moved), ("latent", projected, changed)):
-        judged, made = [], []
+    normal = torch.cat([batch.z[:, 0], batch.z[:, 3]])
+    mask = blob_masks(torch.cat([batch.content[:, 0], batch.content[:, 3]]), generator, max_area=0.25)
+    noise = draw_noise(normal, model.recipe.deviations, generator)
+    disturbed = masked_forward(normal, mask, torch.randint(N_TIMES, (2 * count,), generator=generator), noise)
+    corrected = model.corrected(z)
+    taken = (z - corrected).unflatten(0, (count, 4)) / strengths()[N_TIMES // 2]
+    drawn = (batch.z[:, 1] - clean) / strengths()[N_TIMES // 2]
+    terms = {
+        "alignment": torch.stack(aligned).mean(),
+        "deviation": F.mse_loss(model.unet(disturbed.z_noisy, disturbed.t), disturbed.eta),
+        "drawn": F.mse_loss(taken[:, 1], drawn) + 0.5 * taken[:, [0, 3]].square().mean(),
+    }
+    for branch, seen in (("clip", features), ("latent", projected)):
+        judged = []
         for e in range(count):
-            normal = as_rows([f[4 * e : 4 * e + 1].detach() for f in seen])
-            together = [
-                torch.cat([f[4 * e + 1 : 4 * e + 4], d[e : e + 1]]) for f, d in zip(seen, disturbed, strict=True)
-            ]
-            found = model.branch_map(branch, together, normal, words)
-            judged.append(found[:3])
-            made.append(found[3:])
+            rows, others = as_rows([f[4 * e : 4 * e + 1].detach() for f in seen]), slice(4 * e + 1, 4 * e + 4)
+            judged.append(model.branch_map(branch, [f[others] for f in seen], rows, words))
         found = episode_loss(torch.cat(judged).float(), batch.truth, calibration)
-        fake = torch.cat(made).float()
-        terms[f"{branch}_real"] = 4 * found["focal"] + found["dice"] + 0.5 * found["image"]
-        terms[f"{branch}_latent"] = 2 * focal_loss(fake, mask) + 0.5 * dice_loss(fake, mask)
+        terms[branch] = 4 * found["focal"] + found["dice"] + 0.5 * found["image"]
     return terms
 
 
@@ -125,19 +142,26 @@ def train(
     count: int = 6,
     lr: float = 7e-4,
     limit: int | None = None,
+    encoded: Path | None = None,
 ) -> None:
-    """Write all trained parts to ``out``."""
+    """Write all trained parts to ``out``; ``encoded`` is read if it exists and written if not."""
     begun, generator = time.time(), torch.Generator().manual_seed(1)
     backbone = load_backbone(get_spec("tiny"), CPU)
-    pool = Pool(data, backbone.spec.image_px, pooled(backbone.vision), seed=1, limit=limit)
-    model = start(backbone, pool, seed=1)
+    if encoded is not None and encoded.exists():
+        seen = EncodedEpisodes.load(encoded)
+        episodes = len(seen.z)
+    else:
+        pool = Pool(data, backbone.spec.image_px, pooled(backbone.vision), seed=1, limit=limit)
+        seen = encode_episodes(backbone, pool, episodes)
+        if encoded is not None:
+            seen.save(encoded)
+    model = start(backbone, seed=1)
     before = {k: v.float() for k, v in load_file(heads).items()}
     if adapted is not None:
         before |= {k: v.float() for k, v in load_file(adapted).items()}
     if not any(k.startswith("adapters.latent") for k in before):
         before |= {k.replace("clip", "latent"): v for k, v in before.items() if k.startswith("adapters.clip")}
     model.load_state_dict(before, strict=False)
-    seen = encode_episodes(backbone, pool, episodes)
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
     parameters = [*model.parameters(), calibration]
     optimiser = torch.optim.AdamW(parameters, weight_decay=1e-2)
@@ -176,5 +200,8 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=int, help="images of each class, for a trial")
     parser.add_argument("--episodes", type=int, default=1600)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--encoded", type=Path, help="file that keeps the encoded episodes for another run")
     args = parser.parse_args()
-    train(args.data, args.heads, args.adapted, args.out, args.episodes, args.steps, limit=args.limit)
+    train(
+        args.data, args.heads, args.adapted, args.out, args.episodes, args.steps, limit=args.limit, encoded=args.encoded
+    )

@@ -12,20 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.data import DEFAULT_DATA, Item, load, read_manifest, split
+from benchmarks.data import DEFAULT_DATA, fields_of, read_manifest, split
 from benchmarks.pretrain.captions import MODALITIES
 from oneshot_medad import Recipe
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.backbones.specs import get_spec
-from oneshot_medad.images.preprocess import to_field
 from oneshot_medad.training.cache import encode
 from oneshot_medad.training.joint import JointModel
-
-
-def fields_of(items: list[Item], side: int) -> torch.Tensor:
-    """(N, 3, side, side) images."""
-    return torch.stack([to_field(load(item.path).float() / 255, side) for item in items])
 
 
 @torch.no_grad()

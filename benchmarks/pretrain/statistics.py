@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.data import DEFAULT_DATA, load, read_manifest, split
+from benchmarks.data import DEFAULT_DATA, fields_of, read_manifest, split
 from oneshot_medad.backbones import read_autoencoder, read_visual
 from oneshot_medad.backbones.clip import VisionTower
 from oneshot_medad.backbones.medvae import LatentSpace
 from oneshot_medad.backbones.specs import STATISTICS, WEIGHTS, get_spec
 from oneshot_medad.backbones.statistics import measure
-from oneshot_medad.images.preprocess import to_field
 
 
 def write(data: str, weights: Path, count: int, keep_scale: bool) -> None:
@@ -30,10 +29,7 @@ def write(data: str, weights: Path, count: int, keep_scale: bool) -> None:
     autoencoder = read_autoencoder(weights)
     latents = LatentSpace(autoencoder, torch.zeros(autoencoder.embed_dim), torch.ones(autoencoder.embed_dim))
     vision = VisionTower(read_visual(weights), spec.levels, spec.mean, spec.std, [])
-    batches = (
-        torch.stack([to_field(load(item.path).float() / 255, spec.image_px) for item in items[i : i + 8]])
-        for i in range(0, len(items), 8)
-    )
+    batches = (fields_of(items[i : i + 8], spec.image_px) for i in range(0, len(items), 8))
     tensors = measure(latents, vision, batches)
     if keep_scale:
         before = load_file(weights / STATISTICS)

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.data import read_manifest
-from benchmarks.pretrain import adapt, joint, statistics
+from benchmarks.pretrain import adapt, joint, kinds, statistics
 from benchmarks.pretrain.episodes import SHARES, Pool
 from oneshot_medad.backbones.specs import WEIGHTS
 
@@ -77,5 +78,23 @@ def test_statistics_of_the_shipped_networks(data, tmp_path):
     assert all(torch.allclose(kept[name], value, rtol=1e-3, atol=1e-3) for name, value in before.items())
     statistics.write(str(data), tmp_path, count=4, keep_scale=False)
     measured = load_file(tmp_path / "statistics.safetensors")
+    before.pop("least_similarity")  # measured by another script, once the rest stands
     assert {k: v.shape for k, v in measured.items()} == {k: v.shape for k, v in before.items()}
     assert not torch.equal(measured["latent.mean"], before["latent.mean"])
+
+
+def test_the_limit_of_alike_rejects_one_in_twenty_of_the_own_kind_and_all_of_another():
+    torch.manual_seed(0)
+    centres = torch.eye(3)
+    found = {str(i): F.normalize(c + 0.2 * torch.randn(200, 3), dim=1) for i, c in enumerate(centres)}
+    limit, rejected = kinds.measure(found)
+    assert 0 < limit < 1
+    for name, row in rejected.items():
+        assert row.pop(name) < 0.1
+        assert min(row.values()) > 0.95
+
+
+def test_kinds_reads_every_collection(data, backbone):
+    found = kinds.gists(backbone, str(data), count=2)
+    assert found.keys() == SHARES.keys()
+    assert all(torch.allclose(v.norm(dim=1), torch.ones(2)) for v in found.values())

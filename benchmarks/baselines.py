@@ -1,0 +1,51 @@
+"""Simple methods on the same frozen features, for the table of `benchmarks.run`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from oneshot_medad.backbones import Backbone
+from oneshot_medad.backbones.clip import tokenize
+from oneshot_medad.images.augment import normal_views
+from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES
+from oneshot_medad.scoring import join_levels
+from oneshot_medad.training.cache import encode
+
+PADIM_VIEWS = 24
+PADIM_CHANNELS = 100
+
+
+@torch.no_grad()
+def padim(backbone: Backbone, fields: torch.Tensor, features: list[torch.Tensor], seed: int) -> torch.Tensor:
+    """(B, h, w) Mahalanobis distances to a Gaussian at every place (PaDiM, Defard et al. 2021).
+
+    One image has no covariance: the Gaussians are those of its augmented views, over a random choice of channels.
+
+    Parameters
+    ----------
+    fields
+        (K, 3, S, S) normal images.
+    features
+        (B, C_l, h_l, w_l) features of the images to judge.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    views = normal_views(fields, max(PADIM_VIEWS, len(fields)), generator)
+    normal = join_levels(encode(backbone, views, size=(1, 1)).features)
+    chosen = torch.randperm(normal.shape[1], generator=generator)[:PADIM_CHANNELS]
+    n, _, h, w = normal.shape
+    rows = normal[:, chosen].flatten(2).permute(2, 0, 1).double()
+    mean = rows.mean(dim=1, keepdim=True)
+    centred = rows - mean
+    covariance = centred.transpose(1, 2) @ centred / max(n - 1, 1) + 0.01 * torch.eye(len(chosen), dtype=torch.double)
+    factor = torch.linalg.cholesky(covariance)
+    tested = join_levels(features)[:, chosen].flatten(2).permute(2, 1, 0).double()
+    solved = torch.linalg.solve_triangular(factor, tested - mean.transpose(1, 2), upper=False)
+    return solved.norm(dim=1).T.reshape(-1, h, w).float()
+
+
+@torch.no_grad()
+def zero_shot(backbone: Backbone, embedded: torch.Tensor) -> torch.Tensor:
+    """(B,) cosine of (B, D) image embeddings with the abnormal phrases minus that with the normal ones, as they are."""
+    means = [F.normalize(backbone.text(tokenize(p)).mean(0), dim=0) for p in (NORMAL_PHRASES, ABNORMAL_PHRASES)]
+    return F.normalize(embedded, dim=1) @ (means[1] - means[0])

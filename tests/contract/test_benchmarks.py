@@ -1,0 +1,75 @@
+"""The benchmark runner, from a folder of images to the table, on generated images."""
+
+import csv
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import heatmaps, run
+from benchmarks.baselines import padim
+from oneshot_medad import config
+
+
+@pytest.fixture
+def data(sample, tmp_path):
+    rows = []
+    for i, (image, label, mask) in enumerate(zip(sample.images, sample.labels, sample.masks, strict=True)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / f"{i}_mask.png")
+        word = "abnormal" if label else "normal"
+        rows.append(("eval", "made", f"{i}.png", word, word, f"{i}_mask.png" if label else "", f"patient {i}"))
+    with (tmp_path / "MANIFEST.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("role", "set", "path", "label", "class", "mask", "patient"), *rows])
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_kind_of_method_ends_in_the_table(data, small, tmp_path):
+    config = {
+        "sets": ["made"],
+        "methods": ["short", "padim", "zero-shot"],
+        "seeds": 2,
+        "recipes": {"short": asdict(small)},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "found.json"
+    run.main(["--config", str(tmp_path / "config.json"), "--data", str(data), "--out", str(out)])
+    runs = json.loads(out.read_text())["runs"]
+    assert [r["method"] for r in runs] == config["methods"]
+    for found in runs:
+        assert len(found["seeds"]) == 2
+        for seed in found["seeds"]:
+            assert 0 <= seed["image_auroc"] <= 1
+            assert seed["support"][0] in {f"{i}.png" for i in range(4)}  # a normal image
+            assert ("pixel_auroc" in seed) == (found["method"] != "zero-shot")  # that one has no map
+    assert len(out.with_suffix(".md").read_text().splitlines()) == 2 + len(runs)
+
+
+def test_the_picture_of_hits_and_failures(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "default", small)
+    heatmaps.draw(tmp_path / "heatmaps.png")
+    with Image.open(tmp_path / "heatmaps.png") as picture:
+        assert picture.width == 3 * 3 * (246 // 2)  # three columns of image, heatmap and both at half size
+
+
+def test_unknown_methods_are_refused_before_anything_runs(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--data", str(data), "--sets", "made", "--methods", "magic", "--out", str(tmp_path / "x.json")])
+    assert "magic" in capsys.readouterr().err
+
+
+def test_padim_finds_what_no_view_of_the_normal_image_has(backbone, sample):
+    field = torch.from_numpy(sample.support)[None, None].expand(1, 3, -1, -1) / 255
+    field = torch.nn.functional.interpolate(field, (backbone.spec.image_px,) * 2)
+    other = field.clone()
+    other[..., 100:140, 100:140] = 1 - other[..., 100:140, 100:140]
+    maps = padim(backbone, field, backbone.vision(torch.cat([field, other])), seed=0)
+    change = (maps[1] - maps[0]).numpy()
+    scale = change.shape[0] / backbone.spec.image_px
+    row, column = np.unravel_index(change.argmax(), change.shape)
+    assert 90 < row / scale < 150
+    assert 90 < column / scale < 150

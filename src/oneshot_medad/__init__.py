@@ -17,6 +17,7 @@ _PLACES = {
     "datasets": "datasets",
     "errors": "errors",
     "evaluation": "evaluation",
+    "slices": "images.expand",
 }
 __all__ = [*_PLACES, "__version__"]
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from oneshot_medad.backbones.specs import HubWeights as HubWeights
     from oneshot_medad.config import Recipe as Recipe
     from oneshot_medad.detector import AnomalyDetector as AnomalyDetector
+    from oneshot_medad.images.expand import slices as slices
     from oneshot_medad.predictions import Predictions as Predictions
 
 

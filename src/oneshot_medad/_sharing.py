@@ -15,11 +15,12 @@ from oneshot_medad._runtime import is_writer, resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.resolve import cache_folder, resolve
 from oneshot_medad.backbones.specs import BACKBONES, SPEC, STATISTICS, BackboneSpec, get_spec
+from oneshot_medad.calibration import uncalibrated
 from oneshot_medad.errors import NotFittedError, PersistenceError
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.images.read import MedicalImage
 from oneshot_medad.persistence.card import model_card
-from oneshot_medad.persistence.describe import check_files, pack, provenance, stored_spec, unpack
+from oneshot_medad.persistence.describe import check_files, fingerprint, pack, provenance, stored_spec, unpack
 from oneshot_medad.persistence.folder import CONFIG, MODEL
 from oneshot_medad.persistence.hub import download, upload
 from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
@@ -39,9 +40,17 @@ class Shareable(BaseEstimator):
     """The part of `AnomalyDetector` that knows folders and the Hub."""
 
     fetch: str
+    history_: list[dict[str, float]]
+    "Losses of every training step."
+    evaluation_: dict[str, Any] | None
+    "What `evaluate` measured last; None if nothing was."
+    provenance_: dict[str, Any]
+    "Time, versions and hashes of the images fitted on."
+
     _scorer: Scorer
     _spec: BackboneSpec
     _device: torch.device
+    _calibration: dict[str, Any]
     _stored_backbone: dict[str, Any]
     _examples: torch.Tensor | None
 
@@ -140,6 +149,22 @@ class Shareable(BaseEstimator):
             self._save(folder, repo_id, license, modality, include_backbones, anomaly_sheet)
             return upload(folder, repo_id, private, token, commit_message)
 
+    @property
+    def threshold_(self) -> float:
+        """Score above which an image is flagged."""
+        return float(self._calibrated("threshold"))
+
+    @property
+    def n_support_(self) -> int:
+        """Number of normal images fitted on."""
+        return int(self._calibrated("n_support"))
+
+    @property
+    def calibration_scores_(self) -> np.ndarray | None:
+        """(n,) sorted scores of the normal images given to `calibrate`; None before."""
+        scores = self._calibrated("normal_scores")
+        return np.array(scores, dtype=float) if scores else None
+
     @classmethod
     def from_pretrained(
         cls,
@@ -186,12 +211,10 @@ class Shareable(BaseEstimator):
         folder = Path(source)
         if folder.is_file():
             detector = cls(backbone or "medvae-vitl14", recipe=RECIPE, fetch=fetch, device=device, progress=progress)
-            _, spec, detector._device, _ = detector._checked()
-            detector._spec = resolve(spec, fetch != "never")
-            detector._scorer = read_mediclip(folder, detector._backbone).to(detector._device).eval()
-            detector.threshold_, detector._rule, detector.n_support_ = 0.5, "none", 0
-            detector.calibration_scores_, detector._examples = None, None
-            detector.history_, detector.evaluation_, detector.provenance_ = [], None, provenance([])
+            _, spec, target, _ = detector._checked()
+            spec = resolve(spec, fetch != "never")
+            scorer = read_mediclip(folder, load_backbone(spec, target))
+            detector._take(spec, target, scorer, uncalibrated(0.5, "none", 0), provenance([]))
             return detector
         if not folder.is_dir():
             if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
@@ -211,41 +234,51 @@ class Shareable(BaseEstimator):
             scorer = Scorer.from_tensors(recipe, shapes, stored.tensors)
         except ValueError as error:
             raise PersistenceError(f"{folder / MODEL} does not fit its configuration: {error}") from error
-        target = resolve_device(device)
-        detector._spec, detector._device, detector._scorer = spec, target, scorer.to(target).eval()
-        detector.threshold_ = float(stored.calibration["threshold"])
-        scores = stored.calibration["normal_scores"]
-        detector.calibration_scores_ = np.array(scores, dtype=float) if scores else None
-        detector._rule, detector.n_support_ = stored.calibration["rule"], stored.calibration["n_support"]
-        detector.history_, detector._examples = [], None
-        detector.evaluation_ = stored.provenance.get("evaluation")
-        detector.provenance_ = stored.provenance
+        scorer.sha256 = fingerprint(stored.config, stored.tensors)
+        detector._take(spec, resolve_device(device), scorer, stored.calibration, stored.provenance)
         detector._stored_backbone = stored.config["backbone"]
         return detector
+
+    def _take(
+        self,
+        spec: BackboneSpec,
+        device: torch.device,
+        scorer: Scorer,
+        calibration: dict[str, Any],
+        provenance: dict[str, Any],
+    ) -> None:
+        """Become a fitted detector; ``calibration`` and ``provenance`` are what the files of these names hold."""
+        self._spec, self._device, self._scorer = spec, device, scorer.to(device).eval()
+        self._calibration, self._examples = calibration, None
+        self.provenance_ = {k: v for k, v in provenance.items() if k != "evaluation"}
+        self.evaluation_ = provenance.get("evaluation")
+        self.history_ = []
 
     def _save(
         self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool, sheet: bool
     ) -> Path:
-        if not hasattr(self, "_scorer"):
-            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) before saving it.")
+        self._check_fitted()
         if not is_writer():
             return folder
         spec = self._backbone.spec
         config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, spec)
-        scores = [] if self.calibration_scores_ is None else self.calibration_scores_.tolist()
-        calibration = {
-            "threshold": self.threshold_,
-            "rule": self._rule,
-            "n_support": self.n_support_,
-            "normal_scores": scores,
-        }
         stored = Stored(
-            config, self._scorer.to_tensors(), calibration, {**self.provenance_, "evaluation": self.evaluation_}
+            config, self._scorer.to_tensors(), self._calibration, {**self.provenance_, "evaluation": self.evaluation_}
         )
         files = {p.name: p for p in {*spec.files, self._backbone.folder / STATISTICS}} if include else None
         picture = self._anomaly_sheet() if sheet else None
         write_folder(folder, stored, model_card(stored, location, license_, modality, sheet), files, picture)
         return folder
+
+    @property
+    def fingerprint_(self) -> str:
+        """SHA-256 over all that the scores depend on; the same after saving and reading back."""
+        if not self._scorer.sha256:
+            config = pack(
+                self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, self._backbone.spec
+            )
+            self._scorer.sha256 = fingerprint(config, self._scorer.to_tensors())
+        return self._scorer.sha256
 
     def _anomaly_sheet(self) -> bytes:
         """A PNG of anomalies drawn into views of the images fitted on, with heatmaps and scores."""
@@ -256,12 +289,24 @@ class Shareable(BaseEstimator):
             images, masks = add_lesions(views[:SHEET], generator, self._scorer.recipe.max_area)
         found = list(self._score([MedicalImage(image, "") for image in images]))
         pictures = [
-            overlay((image.permute(1, 2, 0) * 255).round().byte().numpy(), heatmap, mask=mask.bool().numpy())
-            for image, mask, (_, heatmap) in zip(images, masks, found, strict=True)
+            overlay(
+                (image.permute(1, 2, 0) * 255).round().byte().numpy(), heatmap, self.threshold_, mask.bool().numpy()
+            )
+            for image, mask, (_, heatmap, _) in zip(images, masks, found, strict=True)
         ]
         file = BytesIO()
-        contact_sheet(pictures, [f"drawn anomaly, score {score:.2f}" for score, _ in found]).save(file, "PNG")
+        contact_sheet(pictures, [f"drawn anomaly, score {score:.2f}" for score, _, _ in found]).save(file, "PNG")
         return file.getvalue()
+
+    def _calibrated(self, name: str) -> Any:
+        """One entry of the calibration; before a fit it is missing like any other fitted attribute."""
+        if "_calibration" not in vars(self):
+            raise AttributeError(f"{name} is known after fit; this detector is not fitted.")
+        return self._calibration[name]
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_scorer"):
+            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) first.")
 
     @property
     def _backbone(self) -> Backbone:

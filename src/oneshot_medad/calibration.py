@@ -3,11 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from oneshot_medad.errors import ConfigError
+
+RULES = {
+    "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
+    "them. It is a starting point, not a promised false-positive rate.",
+    "normals": "It was set on further normal images so that at most a chosen share of new normal images is flagged, as "
+    "far as they come from the same population, scanner and protocol.",
+    "labels": "It was set on labelled images for the highest sum of sensitivity and specificity on them.",
+    "manual": "It was set by hand.",
+    "none": "The threshold was not calibrated: it is where the probabilities of normal and abnormal are equal.",
+}
+"""How a threshold can have been found, in words."""
+
+STEEPNESS = 4.0
+"""Of the shown scale, which so spends most of itself on the raw scale's unit: median normal to median anomaly."""
+
+
+def shown(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Scores or heatmaps on the scale that people are shown: 0 to 1, with the threshold at exactly 0.5.
+
+    The raw scale is fixed at fit, and so is this one: what looks bright never depends on the image or its neighbours.
+
+    Parameters
+    ----------
+    values
+        Raw scores of any shape; NaN stays NaN.
+    threshold
+        On the raw scale.
+
+    Examples
+    --------
+    >>> shown(np.array([-10.0, 0.4, 1.4]), 0.4).round(3).tolist()
+    [0.0, 0.5, 0.982]
+    """
+    from scipy.special import expit
+
+    return np.asarray(expit(STEEPNESS * (values - threshold)))
+
+
+def uncalibrated(threshold: float, rule: str, n_support: int, least_similarity: float | None = None) -> dict[str, Any]:
+    """Content of ``calibration.json`` before `AnomalyDetector.calibrate` has seen anything.
+
+    Parameters
+    ----------
+    threshold, rule, n_support
+        Score above which an image is flagged, how it was found (one of `RULES`), and the number of images fitted on.
+    least_similarity
+        Similarity to the normal images below which an image is not judged; None judges every image.
+    """
+    return {
+        "threshold": threshold,
+        "rule": rule,
+        "n_support": n_support,
+        "normal_scores": [],
+        "uncertain_from": None,
+        "least_similarity": least_similarity,
+    }
 
 
 def synthetic_threshold(normal: torch.Tensor, lesion: torch.Tensor) -> float:
@@ -53,6 +110,23 @@ def normal_threshold(normal: np.ndarray, target_fpr: float) -> float:
             f"on at least {needed} normal images, or ask for a higher rate."
         )
     return float(np.sort(normal)[rank - 1])
+
+
+def lowest_similarity(similarities: np.ndarray, rate: float) -> float:
+    """Similarity that a further image of the same kind falls below with a probability of at most ``rate``.
+
+    The conformal counterpart of `normal_threshold` at the lower end; a rate that is too fine for the n images gives the
+    lowest of them.
+
+    Parameters
+    ----------
+    similarities
+        (n,) of images of the detector's own kind, normal or not.
+    rate
+        In (0, 1).
+    """
+    rank = max(1, int(np.floor((len(similarities) + 1) * rate + 1e-9)))
+    return float(np.sort(similarities)[rank - 1])
 
 
 def labelled_threshold(scores: np.ndarray, labels: Sequence[int]) -> float:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
+from collections.abc import Iterator
+from enum import Enum
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +21,11 @@ app = typer.Typer(
 )
 
 CHUNK = 32
-"""Images that `predict` holds in memory at a time."""
+"""Images that `predict` holds in memory at a time; a volume is held as a whole."""
 
-Images = Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.", show_default=False)]
+Images = Annotated[
+    list[str], typer.Argument(help="Image files, volumes, folders, zip archives or glob patterns.", show_default=False)
+]
 Detector = Annotated[
     str, typer.Argument(help="Folder of a saved detector, or owner/name on the Hub.", show_default=False)
 ]
@@ -29,6 +35,15 @@ Window = Annotated[
     tuple[float, float] | None,
     typer.Option(help="Pixel values that mean black and white, where the type does not say."),
 ]
+
+
+class Format(str, Enum):
+    """File formats of heatmaps."""
+
+    png = "png"
+    npz = "npz"
+    nifti = "nifti"
+    dicom = "dicom"
 
 
 def _tell(text: str, values: dict[str, Any], as_json: bool) -> None:
@@ -68,8 +83,9 @@ def fit(
 def predict(
     detector: Detector,
     images: Images,
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv and heatmaps.")],
-    heatmaps: Annotated[bool, typer.Option(help="Write each heatmap as a 16-bit PNG.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for scores.csv, audit.jsonl, volumes.csv and heatmaps.")],
+    heatmaps: Annotated[bool, typer.Option(help="Write each heatmap to a file, and those of volumes as NIfTI.")] = True,
+    format: Annotated[Format, typer.Option(help="Of the heatmaps.")] = Format.png,  # noqa: A002
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -79,19 +95,29 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    from oneshot_medad.images.read import expand
+    from oneshot_medad.export import check_format
+    from oneshot_medad.images.read import BLANK, expand
 
-    table = out / "scores.csv"
+    if heatmaps:
+        check_format(format.value)
+    table, audit = out / "scores.csv", out / "audit.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     found = _load(detector, backbone)
     done = _rows_of(table, found.threshold_)
-    paths = [str(path) for path in expand(images)]
-    rest = [path for path in paths if path not in done]
+    _whole_lines(audit)
+    sources = expand(images)
+    rest = [source for source in sources if str(source) not in done]
+    given = Counter(map(_volume_of, sources))
     with table.open("a", newline="", encoding="utf-8") as file, tqdm(total=len(rest), disable=as_json) as bar:
-        for start in range(0, len(rest), CHUNK):
-            predictions = found.predict(rest[start : start + CHUNK], on_error="record")
+        for volume, chunk in _chunks(rest):
+            predictions = found.predict(chunk, on_error="record")
+            if volume and len(chunk) == given[volume]:  # otherwise an earlier run wrote it before it broke off
+                _save_volumes(predictions, out, len(done), heatmaps)
             rows = predictions.to_rows()
-            files = predictions.save_heatmaps(out / "heatmaps", len(done)) if heatmaps else [None] * len(rows)
+            files: list[Path | None] = [None] * len(rows)
+            if heatmaps:
+                files = predictions.save_heatmaps(out / "heatmaps", len(done), format.value)
+            predictions.to_jsonl(audit)  # before the table, whose rows say what is done
             for row, path in zip(rows, files, strict=True):
                 row["heatmap"] = str(path.relative_to(out)) if path else ""
             writer = csv.DictWriter(file, rows[0])
@@ -101,11 +127,11 @@ def predict(
             file.flush()
             done |= {row["name"]: {k: str(v) for k, v in row.items()} for row in rows}
             bar.update(len(rows))
-    chosen = [done[path] for path in paths]
+    chosen = [done[str(source)] for source in sources]
     counts = {
         "images": len(chosen),
         "flagged": sum(row["flag"] == "True" for row in chosen),
-        "failed": sum(bool(row["reason"]) for row in chosen),
+        "failed": sum(row["reason"] not in ("", BLANK) for row in chosen),
         "table": str(table),
     }
     _tell(
@@ -117,20 +143,86 @@ def predict(
         raise typer.Exit(2)
 
 
+def _volume_of(source: Any) -> tuple[Any, str] | None:
+    """File and axis of a slice of a volume; None for every other image."""
+    axis = getattr(source, "axis", "frame")
+    return None if axis == "frame" else (source.path, axis)
+
+
+def _chunks(sources: list[Any]) -> Iterator[tuple[tuple[Any, str] | None, list[Any]]]:
+    """Slices of one volume together, other images by `CHUNK`."""
+    for volume, group in groupby(sources, _volume_of):
+        members = list(group)
+        size = len(members) if volume else CHUNK
+        for start in range(0, len(members), size):
+            yield volume, members[start : start + size]
+
+
+def _save_volumes(predictions: Any, out: Path, start: int, heatmaps: bool) -> None:
+    """Heatmap of a volume on its own grid, and one line with its score."""
+    for volume in predictions.volumes():
+        path = out / "volumes" / f"{start:05d}-{Path(volume.name).name.split('.')[0]}.nii.gz"
+        if heatmaps:
+            path.parent.mkdir(exist_ok=True)
+            volume.save(path)
+        table = out / "volumes.csv"
+        new = not table.exists()
+        with table.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["name", "score", "heatmap"])
+            writer.writerow([volume.name, volume.score, path.relative_to(out) if heatmaps else ""])
+
+
 def _rows_of(table: Path, threshold: float) -> dict[str, dict[str, str]]:
     """Rows that an earlier run wrote, without one that it left unfinished."""
     from oneshot_medad.errors import ConfigError
 
-    if not table.exists():
-        return {}
-    text = table.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        table.write_text(whole, encoding="utf-8")
-    rows = {row["name"]: row for row in csv.DictReader(whole.splitlines())}
+    rows = {row["name"]: row for row in csv.DictReader(_whole_lines(table))}
     if any(row["threshold"] != str(threshold) for row in rows.values()):
         raise ConfigError(f"{table} holds the scores of a detector with another threshold. Give another --out.")
     return rows
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a file, none if it is not there; one that was left unfinished is cut off in the file too."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return whole.splitlines()
+
+
+@app.command()
+def report(
+    detector: Detector,
+    images: Images,
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score images and write a report with pictures: one HTML file that needs no network.
+
+    Images that cannot be read are recorded with the reason, and the exit code is then 2.
+    """
+    import numpy as np
+
+    predictions = _load(detector, backbone, progress=not as_json).predict(images, on_error="record")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    values = {
+        "images": len(predictions),
+        "flagged": int(predictions.flags.sum()),
+        "failed": int(np.isnan(predictions.scores).sum()),
+        "report": str(predictions.to_html(out, title)),
+    }
+    _tell(
+        f"{values['images']} images, {values['flagged']} flagged, {values['failed']} not readable: {out}",
+        values,
+        as_json,
+    )
+    if values["failed"]:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -161,6 +253,7 @@ def info(detector: Detector, as_json: AsJson = False) -> None:
         "backbone": found.backbone if isinstance(found.backbone, str) else found.backbone.name,
         "n_support": found.n_support_,
         "threshold": found.threshold_,
+        "sha256": found.fingerprint_,
         **found.provenance_,
         "evaluation": found.evaluation_,
     }
@@ -193,7 +286,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = P
     typer.echo(f"image-level AUROC {evaluation.auroc(sample.labels, found.scores):.3f}")
     out.mkdir(parents=True, exist_ok=True)
     pictures = [
-        visualize.overlay(image, heatmap, mask=mask)
+        visualize.overlay(image, heatmap, found.threshold, mask)
         for image, heatmap, mask in zip(sample.images, found.heatmaps, sample.masks, strict=True)
     ]
     visualize.contact_sheet(pictures, sample.names).save(out / "contact-sheet.png")

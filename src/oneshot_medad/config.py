@@ -85,11 +85,11 @@ class Recipe:
     weight_detection: float = 1.0
     weight_deviation: float = 1.0
     weight_alignment: float = 0.1
-    branches: Mapping[str, float] = field(default_factory=lambda: {"clip": 0.85, "nearest": 0.15})
+    branches: Mapping[str, float] = field(default_factory=lambda: {"clip": 0.8, "latent": 0.1, "nearest": 0.1})
     top_fraction: float = 0.01
-    n_steps: int = 40
+    n_steps: int = 10
     batch_size: int = 4
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     weight_decay: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -189,7 +189,9 @@ def _weights(field_name: str, got: Any, known: tuple[str, ...]) -> dict[str, flo
 _DEFAULT = Recipe()
 RECIPES = {
     "default": _DEFAULT,
-    "scratch": replace(_DEFAULT, n_phrases=4, n_steps=120, learning_rate=1e-3),
+    "scratch": replace(
+        _DEFAULT, n_phrases=4, branches={"clip": 0.85, "nearest": 0.15}, n_steps=120, learning_rate=1e-3
+    ),
     "reference": replace(
         _DEFAULT,
         n_lesions=0,

@@ -12,18 +12,25 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from oneshot_medad._inspection import Inspectable
 from oneshot_medad._runtime import process_count, resolve_device, seeded
-from oneshot_medad._sharing import Shareable
 from oneshot_medad.backbones import load_backbone
 from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import BackboneSpec, get_spec
-from oneshot_medad.calibration import labelled_threshold, normal_threshold, synthetic_threshold
+from oneshot_medad.calibration import (
+    labelled_threshold,
+    lowest_similarity,
+    normal_threshold,
+    synthetic_threshold,
+    uncalibrated,
+)
 from oneshot_medad.config import Recipe
-from oneshot_medad.errors import ConfigError, ImageError, NotFittedError
+from oneshot_medad.errors import BlankImageError, ConfigError, ImageError
 from oneshot_medad.evaluation import summary
+from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import from_field, to_field
-from oneshot_medad.images.read import MedicalImage, expand, name_of, read_image
-from oneshot_medad.persistence.describe import provenance
+from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
+from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import Scorer
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
@@ -31,7 +38,7 @@ from oneshot_medad.training.joint import JointModel
 from oneshot_medad.training.loop import train
 
 
-class AnomalyDetector(Shareable):
+class AnomalyDetector(Inspectable):
     """One-shot anomaly detector for medical images: higher scores are more abnormal.
 
     The constructor stores its arguments; `fit` checks them.
@@ -54,7 +61,7 @@ class AnomalyDetector(Shareable):
         never asks the network) or ``"never"``. Without a network set ``HF_HUB_OFFLINE=1`` as well.
     intensity_range
         (low, high) pixel values that mean black and white, for types whose range is not known (int16, floats outside
-        [0, 1]).
+        [0, 1], NIfTI), or in place of the window of DICOM files, in the unit they are rescaled to.
     random_state
         Seed of every random draw of a fit: two fits with one seed are bit-equal on the same CPU machine.
     device
@@ -71,19 +78,6 @@ class AnomalyDetector(Shareable):
     >>> scores.shape, heatmaps[0].shape == sample.images[0].shape
     ((2,), True)
     """
-
-    threshold_: float
-    "Score above which an image is flagged."
-    calibration_scores_: np.ndarray | None
-    "Scores of the normal images given to `calibrate`; None before."
-    history_: list[dict[str, float]]
-    "Losses of every training step."
-    n_support_: int
-    "Number of normal images fitted on."
-    evaluation_: dict[str, Any] | None
-    "What `evaluate` measured last; None if nothing was."
-    provenance_: dict[str, Any]
-    "Time, versions and hashes of the images fitted on."
 
     def __init__(
         self,
@@ -114,7 +108,8 @@ class AnomalyDetector(Shareable):
         Parameters
         ----------
         images
-            Path, folder, glob pattern, PIL image, array (H, W), (H, W, 3) or (N, H, W), torch tensor, or a list.
+            Path, folder, glob pattern, zip archive, PIL image, array (H, W), (H, W, 3) or (N, H, W), torch tensor, or a
+            list. Choose slices of a volume with `oneshot_medad.slices`.
         y
             Ignored; present for scikit-learn.
 
@@ -144,13 +139,11 @@ class AnomalyDetector(Shareable):
                 text = model.text_features(backbone.text)
             scorer = Scorer.of_fit(model, text, views).to(device).eval()
             normal, lesion = scorer.calibrate(views, device)
-        self._spec, self._device, self._scorer, self._examples = spec, device, scorer, fields[:4]
-        self.threshold_ = synthetic_threshold(normal, lesion)
-        self.history_ = history
-        self._rule, self.calibration_scores_ = "synthetic", None
-        self.n_support_ = len(support)
-        self.evaluation_ = None
-        self.provenance_ = provenance(support)
+        calibration = uncalibrated(
+            synthetic_threshold(normal, lesion), "synthetic", len(support), backbone.least_similarity
+        )
+        self._take(spec, device, scorer, calibration, provenance(support))
+        self.history_, self._examples = history, fields[:4]
         return self
 
     def predict(self, images: Any, *, on_error: str = "raise") -> Predictions:
@@ -159,10 +152,11 @@ class AnomalyDetector(Shareable):
         Parameters
         ----------
         images
-            As for `fit`.
+            As for `fit`; a NIfTI volume gives one prediction a slice.
         on_error
             What an image that cannot be read does: ``"raise"`` ends the call, ``"record"`` gives it the score NaN, an
-            empty heatmap and the reason.
+            empty heatmap and the reason. Slices with one value everywhere, as there are at both ends of most volumes,
+            are recorded either way.
 
         Returns
         -------
@@ -180,12 +174,10 @@ class AnomalyDetector(Shareable):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
         sources = expand(images)
         bar = tqdm(total=len(sources), desc="predict", disable=not self.progress)
-        scores = np.full(len(sources), np.nan)
-        heatmaps, names, reasons = (
-            [np.zeros((0, 0), np.float32)] * len(sources),
-            [""] * len(sources),
-            [""] * len(sources),
-        )
+        scores, similarities = np.full((2, len(sources)), np.nan)
+        heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
+        names, reasons = [""] * len(sources), [""] * len(sources)
+        spacings: list[tuple[float, float] | None] = [None] * len(sources)
         with bar:
             for start in range(0, len(sources), ENCODE_BATCH):
                 chunk: dict[int, MedicalImage] = {}
@@ -193,15 +185,37 @@ class AnomalyDetector(Shareable):
                     try:
                         chunk[i] = self._read_one(sources[i], i)
                     except ImageError as error:
-                        if on_error == "raise":
+                        blank = isinstance(error, BlankImageError) and isinstance(sources[i], Slice)
+                        if on_error == "raise" and not blank:
                             raise
-                        names[i], reasons[i] = name_of(sources[i], i), str(error)
+                        names[i], reasons[i] = name_of(sources[i], i), BLANK if blank else str(error)
                     else:
-                        names[i] = chunk[i].name
-                for i, (score, heatmap) in zip(chunk, self._score(list(chunk.values())), strict=True):
-                    scores[i], heatmaps[i] = score, heatmap
+                        names[i], spacings[i] = chunk[i].name, chunk[i].spacing
+                for i, found in zip(chunk, self._score(list(chunk.values())), strict=True):
+                    scores[i], heatmaps[i], similarities[i] = found
                 bar.update(min(ENCODE_BATCH, len(sources) - start))
-        return Predictions(scores, heatmaps, self.threshold_, names, reasons, self.calibration_scores_)
+        return Predictions(
+            scores,
+            heatmaps,
+            self.threshold_,
+            names,
+            reasons,
+            self.calibration_scores_,
+            spacings,
+            sources,
+            self.intensity_range,
+            {
+                "detector_sha256": self.fingerprint_,
+                "backbone": self._spec.name,
+                "n_support": self.n_support_,
+                "threshold_rule": self._calibration["rule"],
+                "evaluation": self.evaluation_,
+                **stamp(),
+            },
+            self._calibration["uncertain_from"],
+            similarities,
+            self._calibration["least_similarity"],
+        )
 
     def decision_function(self, images: Any) -> np.ndarray:
         """(N,) scores alone, higher for more abnormal, for scikit-learn's ``scoring="roc_auc"``."""
@@ -233,23 +247,38 @@ class AnomalyDetector(Shareable):
         masks, 95 % bootstrap intervals, and counts.
         """
         predictions = self.predict(images)
+        if np.isnan(predictions.scores).any():
+            blank = [name for name, reason in zip(predictions.names, predictions.reasons, strict=True) if reason]
+            raise ImageError(
+                f"Got {len(blank)} blank slices ({blank[0]} …); wanted content. Leave them and labels out."
+            )
         self.evaluation_ = summary(predictions.scores, predictions.flags, labels, predictions.heatmaps, masks, groups)
         return self.evaluation_
 
     def calibrate(
-        self, normals: Any, labels: Sequence[int] | None = None, *, target_fpr: float = 0.05
+        self,
+        normals: Any,
+        labels: Sequence[int] | None = None,
+        *,
+        target_fpr: float = 0.05,
+        uncertain_fpr: float | None = None,
     ) -> AnomalyDetector:
         """Set the threshold on images of one's own, without fitting again.
 
         Parameters
         ----------
         normals
-            Normal images that the detector was not fitted on; with ``labels``, normal and abnormal ones.
+            Normal images that the detector was not fitted on; with ``labels``, normal and abnormal ones. Blank slices
+            of volumes do not count.
         labels
             0 for normal, 1 for abnormal: the threshold then has the highest sum of sensitivity and specificity on them,
             and ``target_fpr`` is not used.
         target_fpr
-            Share of further normal images that may be flagged (`calibration.normal_threshold`).
+            Share of further normal images that may be flagged (`calibration.normal_threshold`), and share of images of
+            this kind that may be called too unlike them to judge (`calibration.lowest_similarity`).
+        uncertain_fpr
+            Above ``target_fpr``: images that only a threshold for this larger share would flag are called uncertain.
+            None calls none so.
 
         Returns
         -------
@@ -269,26 +298,40 @@ class AnomalyDetector(Shareable):
         >>> predictions.p_values.shape
         (2,)
         """
-        scores = self.predict(normals).scores
+        if uncertain_fpr is not None and (labels is not None or not target_fpr < uncertain_fpr):
+            raise ConfigError(
+                f"Got uncertain_fpr={uncertain_fpr!r}; wanted a rate above target_fpr={target_fpr:g}, without labels."
+            )
+        predictions = self.predict(normals)
+        read = ~np.isnan(predictions.scores)
+        if labels is not None and len(labels) == len(read):
+            labels = np.asarray(labels)[read].tolist()
+        scores, similarities = predictions.scores[read], np.asarray(predictions.similarities)[read]
+        found: dict[str, Any] = {"uncertain_from": None}
         if labels is None:
-            threshold, rule, normal = normal_threshold(scores, target_fpr), "normals", scores
+            found |= {"threshold": normal_threshold(scores, target_fpr), "rule": "normals"}
+            if uncertain_fpr is not None:
+                found["uncertain_from"] = normal_threshold(scores, uncertain_fpr)
         else:
-            threshold, rule = labelled_threshold(scores, labels), "labels"
-            normal = scores[np.asarray(labels) == 0]
-        self.threshold_, self._rule, self.calibration_scores_ = threshold, rule, np.sort(normal)
+            found |= {"threshold": labelled_threshold(scores, labels), "rule": "labels"}
+            scores = scores[np.asarray(labels) == 0]
+        if self._scorer.knows_kind:
+            found["least_similarity"] = lowest_similarity(similarities, target_fpr)
+        self._calibration = {**self._calibration, **found, "normal_scores": np.sort(scores).tolist()}
         return self
 
     def set_threshold(self, threshold: float) -> AnomalyDetector:
-        """Flag images that score above ``threshold``, on the raw scale of `Predictions.scores`."""
+        """Flag images that score above ``threshold``, on the raw scale of `Predictions.scores`; none is uncertain."""
         self._check_fitted()
         if not isinstance(threshold, Real) or not np.isfinite(threshold):
             raise ConfigError(f"Got threshold={threshold!r}; wanted a finite number.")
-        self.threshold_, self._rule = float(threshold), "manual"
+        self._calibration = {
+            **self._calibration,
+            "threshold": float(threshold),
+            "rule": "manual",
+            "uncertain_from": None,
+        }
         return self
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "_scorer"):
-            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) first.")
 
     def __sklearn_tags__(self) -> Any:
         """An outlier detector to scikit-learn: ``scoring="roc_auc"`` then reads `decision_function`."""
@@ -297,7 +340,8 @@ class AnomalyDetector(Shareable):
         return tags
 
     @torch.no_grad()
-    def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray]]:
+    def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float]]:
+        """Score, heatmap on its own grid and similarity of each image."""
         if not images:
             return
         backbone = self._backbone
@@ -305,15 +349,11 @@ class AnomalyDetector(Shareable):
         fields = torch.stack([to_field(image.pixels, side) for image in images])
         fields = fields.to(self._device)
         z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
-        scores, maps = self._scorer(z, backbone.vision(fields))
-        for image, score, heatmap in zip(images, scores.tolist(), maps.cpu(), strict=True):
-            yield score, from_field(heatmap, side, image.size).numpy()
-
-    def _read(self, images: Any) -> Iterator[MedicalImage]:
-        return (self._read_one(source, i) for i, source in enumerate(expand(images)))
-
-    def _read_one(self, source: Any, position: int) -> MedicalImage:
-        return read_image(source, name_of(source, position), self.intensity_range)
+        features, gists = backbone.vision.with_gist(fields)
+        scores, maps = self._scorer(z, features)
+        similar = self._scorer.similarity(gists)
+        for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
+            yield score, from_field(heatmap, side, image.size).numpy(), like
 
     def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
         """Every parameter in the form that `fit` uses, or a `ConfigError`."""

@@ -15,12 +15,20 @@ class ImageError(OneShotError, ValueError):
     """An image whose content, shape or type cannot be used."""
 
 
+class BlankImageError(ImageError):
+    """An image with one value everywhere."""
+
+
 class ImageTypeError(ImageError, TypeError):
     """An input that is no image, or pixels of a type whose range is unknown."""
 
 
 class ImageFileError(ImageError, OSError):
     """A file or folder that is missing, unreadable or holds no image."""
+
+
+class ExtraError(OneShotError, ImportError):
+    """An optional package that is not installed."""
 
 
 class WeightsError(OneShotError, RuntimeError):

@@ -10,6 +10,16 @@ import numpy as np
 Labels = Sequence[int] | np.ndarray
 Scores = Sequence[float] | np.ndarray
 
+MEASURES = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image average precision",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO (limit 0.3)",
+    "sensitivity": "sensitivity at the threshold",
+    "specificity": "specificity at the threshold",
+}
+"""Names of what `summary` measures, as cards and reports write them."""
+
 
 def auroc(labels: Labels, scores: Scores) -> float:
     """Area under the ROC curve: how often an abnormal image scores higher than a normal one.

@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from oneshot_medad.calibration import shown
+from oneshot_medad.errors import ImageFileError
+from oneshot_medad.export import append_jsonl, save_heatmaps
+from oneshot_medad.images.read import MedicalImage, read_image
+from oneshot_medad.images.volumes import Volume, assemble
+from oneshot_medad.regions import Region, find_regions
+from oneshot_medad.visualize import picture, plot
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,21 @@ class Predictions:
         Why an image has no score; empty for all others.
     normal_scores
         (n,) scores of the normal images that the detector was calibrated on; None if it was not.
+    spacings
+        Height and width of a pixel in millimetres for every image whose source says so, else None.
+    sources
+        What each image was read from, so that `image` can show it again.
+    intensity_range
+        Of the detector, needed to read the sources again.
+    provenance
+        What the predictions were made with: hash, backbone, number of normal images, rule of the threshold and last
+        evaluation of the detector, versions, and time (UTC).
+    uncertain_from
+        Scores from here to the threshold are called uncertain; None calls none so.
+    similarities
+        (N,) cosine in [-1, 1] between what kind of image each is and what kind the detector was fitted on.
+    least_similarity
+        Below it an image is not judged; None judges all.
     """
 
     scores: np.ndarray
@@ -37,11 +61,78 @@ class Predictions:
     names: list[str]
     reasons: list[str] = field(default_factory=list)
     normal_scores: np.ndarray | None = None
+    spacings: list[tuple[float, float] | None] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list, repr=False)
+    intensity_range: tuple[float, float] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    uncertain_from: float | None = None
+    similarities: np.ndarray | None = None
+    least_similarity: float | None = None
+
+    def read(self, i: int) -> MedicalImage:
+        """Image ``i``, read again as the detector read it.
+
+        Raises
+        ------
+        ImageError, ImageFileError, ImageTypeError
+            Its source is not known or gone, or never could be read.
+        """
+        if not self.sources:
+            raise ImageFileError("Got predictions without sources; wanted those of `AnomalyDetector.predict`.")
+        return read_image(self.sources[i], self.names[i], self.intensity_range)
+
+    def spacing(self, i: int) -> tuple[float, float] | None:
+        """Height and width of a pixel of image ``i`` in millimetres, if known."""
+        return self.spacings[i] if self.spacings else None
+
+    def image(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8: image ``i`` as the detector read it, on its own grid.
+
+        Raises
+        ------
+        ImageFileError
+            Its file is gone, or never could be read.
+        """
+        return (self.read(i).pixels.permute(1, 2, 0) * 255).round().byte().numpy()
+
+    @property
+    def shown(self) -> np.ndarray:
+        """(N,) scores in (0, 1) for people: the raw scores stretched so that the threshold lies at exactly 0.5."""
+        return shown(self.scores, self.threshold)
+
+    def volumes(self) -> list[Volume]:
+        """Every NIfTI volume among the images with its score and its heatmap on its own grid.
+
+        Raises
+        ------
+        ImageFileError
+            A volume's file is gone.
+        """
+        return assemble(self.sources, self.scores, self.heatmaps)
 
     @property
     def flags(self) -> np.ndarray:
         """(N,) bool: ``scores > threshold``; false where there is no score."""
         return self.scores > self.threshold
+
+    @property
+    def verdicts(self) -> list[str]:
+        """What to say of each image: "normal", "uncertain", "abnormal", "cannot judge" or "not read".
+
+        "cannot judge" is an image unlike those the detector was fitted on, such as a knee given to a chest detector:
+        its score means nothing. "uncertain" lies in the reject band that `AnomalyDetector.calibrate` can set.
+        """
+        least = -np.inf if self.least_similarity is None else self.least_similarity
+        similar = np.ones(len(self)) if self.similarities is None else self.similarities
+        band = self.threshold if self.uncertain_from is None else self.uncertain_from
+        return [
+            "not read" if np.isnan(score)
+            else "cannot judge" if like < least
+            else "abnormal" if score > self.threshold
+            else "uncertain" if score > band
+            else "normal"
+            for score, like in zip(self.scores, similar, strict=True)
+        ]  # fmt: skip
 
     @property
     def p_values(self) -> np.ndarray | None:
@@ -64,8 +155,11 @@ class Predictions:
         return np.where(np.isnan(self.scores), np.nan, lower)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dictionary an image: name, score, threshold, flag, percentile and p-value where known, and the reason."""
-        columns: dict[str, Any] = {"name": self.names, "score": self.scores.tolist(), "flag": self.flags.tolist()}
+        """One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known."""
+        columns: dict[str, Any] = {"name": self.names, "verdict": self.verdicts, "score": self.scores.tolist()}
+        columns |= {"shown": self.shown.tolist(), "flag": self.flags.tolist()}
+        if self.similarities is not None:
+            columns["similarity"] = self.similarities.tolist()
         if self.normal_scores is not None:
             columns |= {"percentile": self.percentiles, "p_value": self.p_values}
         columns["reason"] = self.reasons or [""] * len(self)
@@ -88,8 +182,30 @@ class Predictions:
         self.to_frame().to_parquet(path, index=False)
         return Path(path)
 
-    def save_heatmaps(self, folder: str | Path, start: int = 0) -> list[Path | None]:
-        """Write every heatmap as a 16-bit grey PNG on its image's own grid; 0 to 65535 stand for 0 to 1, cut there.
+    def to_jsonl(self, path: str | Path) -> Path:
+        """Append one audit record an image to a JSON Lines file; lines that are there already stay.
+
+        A record holds the SHA-256 of the detector and of the input (of the file as it is now, or of the pixels where
+        there is no file), versions, threshold and its rule, scores, decision, reason and time (UTC).
+        """
+        return append_jsonl(self, Path(path))
+
+    def to_html(self, path: str | Path, title: str | None = None) -> Path:
+        """Write a report: one HTML file with pictures that sorts, filters and moves the threshold, without a network.
+
+        Parameters
+        ----------
+        path
+            The file.
+        title
+            Of the page.
+        """
+        from oneshot_medad.report import write_report
+
+        return write_report(self, Path(path), title)
+
+    def save_heatmaps(self, folder: str | Path, start: int = 0, format: str = "png") -> list[Path | None]:  # noqa: A002
+        """Write every heatmap to a file of its own, on its image's own grid.
 
         Parameters
         ----------
@@ -97,22 +213,43 @@ class Predictions:
             Made if it does not exist.
         start
             Number of the first image; files are called by number and name, so that equal names stay apart.
+        format
+            ``"png"``: 16-bit grey on the shown scale, 0 to 65535 for 0 to 1, the threshold in the middle. ``"npz"``:
+            ``heatmap`` (H, W) float32 on the scale of the scores, ``threshold``, and ``spacing_mm`` if known.
+            ``"nifti"``: the same values as one slice, the spacing in its affine. ``"dicom"``: the picture of
+            `overlay` as a secondary capture that says what it is, in the study of its source if that is a DICOM file;
+            needs ``pip install "oneshot-medad[dicom]"``.
 
         Returns
         -------
         The files; None for an image without a heatmap.
-        """
-        from PIL import Image
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths: list[Path | None] = []
-        for number, (name, heatmap) in enumerate(zip(self.names, self.heatmaps, strict=True), start=start):
-            path = folder / f"{number:05d}-{Path(name).stem}.png" if heatmap.size else None
-            if path:
-                Image.fromarray((heatmap.clip(0, 1) * 65535).round().astype(np.uint16)).save(path)
-            paths.append(path)
-        return paths
+        Raises
+        ------
+        ConfigError
+            An unknown format.
+        ExtraError
+            A format whose package is not installed.
+        """
+        return save_heatmaps(self, Path(folder), start, format)
+
+    def regions(self, i: int) -> list[Region]:
+        """Connected regions of heatmap ``i`` above the threshold, highest score first; none if nothing exceeds it."""
+        return find_regions(self.heatmaps[i], self.threshold, self.spacing(i))
+
+    def overlay(self, i: int) -> Image.Image:
+        """Image ``i``, its heatmap, and both blended, side by side; `visualize.picture` says more."""
+        return picture(self, i)
+
+    def plot(self, n: int = 12, columns: int = 4) -> Any:
+        """A matplotlib figure of the first ``n`` images with heatmaps and scores; `visualize.plot` says more."""
+        return plot(self, n, columns)
+
+    def _repr_html_(self) -> str:
+        """A table with thumbnails for notebooks, of the first 20 images."""
+        from oneshot_medad.report import notebook_table
+
+        return notebook_table(self)
 
     def __iter__(self) -> Iterator[np.ndarray | list[np.ndarray]]:
         return iter((self.scores, self.heatmaps))
@@ -121,10 +258,10 @@ class Predictions:
         return len(self.scores)
 
     def __str__(self) -> str:
-        """A table of file, score and flag."""
+        """A table of file, score and verdict."""
         width = max([len("image"), *map(len, self.names)])
-        rows = [f"{'image':<{width}}  {'score':>7}  flag"]
+        rows = [f"{'image':<{width}}  {'score':>7}  verdict"]
         for row in self.to_rows():
-            word = row["reason"] or ("ABNORMAL" if row["flag"] else "normal")
+            word = row["reason"] or row["verdict"].replace("abnormal", "ABNORMAL")
             rows.append(f"{row['name']:<{width}}  {row['score']:7.3f}  {word}")
         return "\n".join(rows)

@@ -35,19 +35,19 @@ class NearestBank(nn.Module):
 
     def __init__(self, reference: list[torch.Tensor]) -> None:
         super().__init__()
-        patches = _patches(reference).flatten(2).permute(0, 2, 1).flatten(0, 1)
+        patches = join_levels(reference).flatten(2).permute(0, 2, 1).flatten(0, 1)
         self.register_buffer("patches", patches[:: -(-len(patches) // BANK_SIZE)].contiguous(), persistent=False)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         """(B, h, w) Euclidean distances on the grid of the finest level."""
-        patches = _patches(features)
+        patches = join_levels(features)
         b, c, h, w = patches.shape
         flat = patches.permute(0, 2, 3, 1).reshape(-1, c)
         distances = [torch.cdist(chunk, self.patches).min(dim=1).values for chunk in flat.split(1024)]
         return torch.cat(distances).reshape(b, h, w)
 
 
-def _patches(features: list[torch.Tensor]) -> torch.Tensor:
+def join_levels(features: list[torch.Tensor]) -> torch.Tensor:
     """The two finest levels, averaged over 3×3 neighbourhoods, on the finest grid."""
     size = features[0].shape[-2:]
     smooth = [F.avg_pool2d(f, 3, stride=1, padding=1, count_include_pad=False) for f in features[:2]]
@@ -67,6 +67,8 @@ class Scorer(nn.Module):
         (V, C_l, h_l, w_l) vision features of the reference views at each level; empty if no branch compares.
     latent_rows
         (N_l, C_l) projected latents of the same views, for a recipe whose latent branch compares.
+    gists
+        (V, G) `VisionTower.with_gist` of the same views; None judges every image as if it were of their kind.
 
     Notes
     -----
@@ -74,8 +76,11 @@ class Scorer(nn.Module):
     """
 
     text: torch.Tensor
+    gists: torch.Tensor
     scale: torch.Tensor
     weights: torch.Tensor
+    sha256: str = ""
+    "`fingerprint` of the fitted detector, once it has been asked for."
 
     def __init__(
         self,
@@ -83,11 +88,13 @@ class Scorer(nn.Module):
         text: torch.Tensor,
         reference: list[torch.Tensor],
         latent_rows: list[torch.Tensor],
+        gists: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.recipe: Recipe = model.recipe
         self.model = model
         self.register_buffer("text", text)
+        self.register_buffer("gists", torch.zeros(0, _gist_size(model.shapes)) if gists is None else gists)
         for name, levels in (("reference", reference), ("latent_rows", latent_rows)):
             for level, values in enumerate(levels):
                 self.register_buffer(f"{name}{level}", values.contiguous())
@@ -103,8 +110,9 @@ class Scorer(nn.Module):
     @classmethod
     def of_fit(cls, model: JointModel, text: torch.Tensor, views: Views) -> Scorer:
         """What a trained model needs of the reference views; `calibrate` must follow."""
-        reference = views.reference.features if model.recipe.compares else []
-        return cls(model, text, reference, model.normal_rows(views.reference).get("latent", []))
+        seen = views.reference
+        reference = seen.features if model.recipe.compares else []
+        return cls(model, text, reference, model.normal_rows(seen).get("latent", []), seen.gists)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Everything a prediction depends on, ready to be stored: half precision but for scale and weights."""
@@ -129,7 +137,9 @@ class Scorer(nn.Module):
             reference.append(_expect(tensors, f"reference{level}", (count, width, side, side)))
             if recipe.context and "latent" in recipe.branches:
                 latent_rows.append(_expect(tensors, f"latent_rows{level}", (count * side * side, width)))
-        scorer = cls(JointModel(recipe, shapes), torch.zeros(2, shapes.embed_dim), reference, latent_rows)
+        count = tensors["gists"].shape[:1].numel() if "gists" in tensors else 0
+        gists = torch.zeros(count, _gist_size(shapes))
+        scorer = cls(JointModel(recipe, shapes), torch.zeros(2, shapes.embed_dim), reference, latent_rows, gists)
         try:
             scorer.load_state_dict(tensors)
         except RuntimeError as error:
@@ -166,6 +176,18 @@ class Scorer(nn.Module):
         for t in range(0, N_TIMES, 3):
             total += self.model.unet(z, torch.full((len(z),), t, device=z.device)).square().mean(dim=1)
         return total
+
+    @property
+    def knows_kind(self) -> bool:
+        """Whether `similarity` has anything to compare with."""
+        return len(self.gists) > 0
+
+    @torch.no_grad()
+    def similarity(self, gists: torch.Tensor) -> torch.Tensor:
+        """(B,) cosine between the kind of (B, G) images and that of the closest reference view; 1 without any."""
+        if not self.knows_kind:
+            return torch.ones(len(gists), device=gists.device)
+        return (gists @ self.gists.T).amax(dim=1)
 
     def image_score(self, maps: torch.Tensor) -> torch.Tensor:
         """(B,) mean of the highest ``top_fraction`` of (B, h, w) maps."""
@@ -204,6 +226,10 @@ class Scorer(nn.Module):
         """(B,) scores and (B, h, w) heatmaps; higher is more abnormal."""
         heatmaps = self.fuse(self.branch_maps(z, features))
         return self.image_score(heatmaps), heatmaps
+
+
+def _gist_size(shapes: Shapes) -> int:
+    return shapes.embed_dim + shapes.levels[-1][0]
 
 
 def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,19 +1,52 @@
-"""Pictures of predictions."""
+"""Pictures of predictions, all on the shown scale: 0 to 1, the threshold in the middle, the same for every image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from oneshot_medad.calibration import shown
+from oneshot_medad.errors import ImageError, OneShotError
+
+if TYPE_CHECKING:
+    from oneshot_medad.predictions import Predictions
+
 COLOUR_MAP = "inferno"
+# Perceptually uniform, and its lightness rises all the way, which every kind of colour blindness sees. Cividis does
+# that too but turns grey in the middle: at the threshold it would vanish over grey anatomy.
+
+OPACITY = 0.75
+"""Of the heatmap over an image, where it is strongest."""
+
+UNREADABLE = "heatmap only: image cannot be read again"
+STRIP = 18
+"""Height of a line of text below a picture, pixels."""
 
 
-def overlay(
-    image: np.ndarray, heatmap: np.ndarray, limits: tuple[float, float] = (0.0, 1.0), mask: np.ndarray | None = None
-) -> Image.Image:
-    """The image, its heatmap over it, and both again with outlines, side by side.
+def strength(level: np.ndarray) -> np.ndarray:
+    """How strongly a heatmap covers the image: not at all up to 0.25 on the shown scale, fully from 0.75 on."""
+    return ((level - 0.25) * 2).clip(0, 1)
+
+
+def colours(level: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 colours of values in [0, 1] on the shown scale."""
+    from matplotlib import colormaps
+
+    return (colormaps[COLOUR_MAP](level)[..., :3] * 255).astype(np.uint8)
+
+
+def blend(image: np.ndarray, heatmap: np.ndarray, threshold: float) -> np.ndarray:
+    """(H, W, 3) uint8: the image under its translucent heatmap; arguments as for `overlay`."""
+    level = shown(heatmap, threshold)
+    share = OPACITY * strength(level)[..., None]
+    return (_rgb(image) * (1 - share) + colours(level) * share).astype(np.uint8)
+
+
+def overlay(image: np.ndarray, heatmap: np.ndarray, threshold: float, mask: np.ndarray | None = None) -> Image.Image:
+    """The image, its heatmap, and both blended, side by side.
 
     Parameters
     ----------
@@ -21,25 +54,21 @@ def overlay(
         (H, W) or (H, W, 3) uint8.
     heatmap
         (H, W) as `Predictions` holds it.
-    limits
-        Heatmap values at the ends of the colour scale. The scale of `Predictions` makes 0 to 1 comparable between
-        images: a normal image stays dark.
+    threshold
+        As `Predictions` holds it; it gets the middle of the colour scale, so that a normal image stays calm.
     mask
         (H, W) bool lesion outline to draw in green, where the truth is known.
 
     Returns
     -------
-    An RGB image three times as wide as the input: image, heatmap, image under a translucent heatmap.
-    """
-    from matplotlib import colormaps
+    An RGB image three times as wide as the input.
 
-    grey = np.asarray(image)
-    rgb = np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
-    level = ((heatmap - limits[0]) / (limits[1] - limits[0])).clip(0, 1)
-    colours = (colormaps[COLOUR_MAP](level)[..., :3] * 255).astype(np.uint8)
-    strength = 0.75 * level[..., None]
-    blended = (rgb * (1 - strength) + colours * strength).astype(np.uint8)
-    panels = [rgb, colours, blended]
+    Examples
+    --------
+    >>> overlay(np.zeros((20, 30), "uint8"), np.zeros((20, 30)), threshold=0.5).size
+    (90, 20)
+    """
+    panels = [_rgb(image), colours(shown(heatmap, threshold)), blend(image, heatmap, threshold)]
     if mask is not None and mask.any():
         from skimage.segmentation import mark_boundaries
 
@@ -49,9 +78,88 @@ def overlay(
     return Image.fromarray(np.concatenate(panels, axis=1))
 
 
+def picture(predictions: Predictions, i: int) -> Image.Image:
+    """`overlay` of one prediction; the heatmap alone, with a note below, if its image cannot be read again.
+
+    Raises
+    ------
+    ImageError
+        It has no heatmap either, because it could not be read at all.
+    """
+    heatmap = predictions.heatmaps[i]
+    if not heatmap.size:
+        raise ImageError(f"Got image {i}, which has no heatmap ({predictions.reasons[i]}); wanted one that was read.")
+    image = image_again(predictions, i)
+    if image is None:
+        return captioned(Image.fromarray(colours(shown(heatmap, predictions.threshold))), [UNREADABLE])
+    return overlay(image, heatmap, predictions.threshold)
+
+
+def image_again(predictions: Predictions, i: int) -> np.ndarray | None:
+    """`Predictions.image`, or None if the source can no longer be read or has become another image."""
+    try:
+        image = predictions.image(i)
+    except OneShotError:
+        return None
+    return image if image.shape[:2] == predictions.heatmaps[i].shape else None
+
+
+def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The picture, wide enough for lines of text below it, white on black."""
+    draw = ImageDraw.Draw(picture)
+    width = max([picture.width, *(int(draw.textlength(line)) + 9 for line in lines)])
+    sheet = Image.new("RGB", (width, picture.height + STRIP * len(lines)))
+    sheet.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for n, line in enumerate(lines):
+        draw.text((4, picture.height + STRIP * n + 3), line, fill="white")
+    return sheet
+
+
+def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
+    """A matplotlib figure of the first ``n`` images with heatmaps over them, scores and a colour bar.
+
+    Parameters
+    ----------
+    predictions
+        What to draw.
+    n, columns
+        How many images, and how many of them in a row.
+
+    Returns
+    -------
+    A `matplotlib.figure.Figure` of its own, unknown to pyplot: show it in a notebook or call its ``savefig``.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    n = min(n, len(predictions))
+    columns = max(1, min(columns, n))
+    rows = max(1, -(-n // columns))
+    figure = Figure(figsize=(2.6 * columns + 1, 2.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, axes in zip(range(n), grid.flat, strict=False):
+        title, heatmap = predictions.names[i].replace("\\", "/").rsplit("/", 1)[-1][-28:], predictions.heatmaps[i]
+        if not heatmap.size:
+            axes.text(0.5, 0.5, "not read", ha="center", va="center")
+        else:
+            image = image_again(predictions, i)
+            level = shown(heatmap, predictions.threshold)
+            axes.imshow(colours(level) if image is None else blend(image, heatmap, predictions.threshold))
+            title += f"\n{predictions.shown[i]:.2f} {predictions.verdicts[i].replace('abnormal', 'ABNORMAL')}"
+            title += " (heatmap only)" if image is None else ""
+        axes.set_title(title, fontsize=8, parse_math=False)
+    bar = figure.colorbar(ScalarMappable(cmap=COLOUR_MAP), ax=grid, shrink=0.8)
+    bar.ax.axhline(0.5, color="white", linewidth=2)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "0.25", "0.5 threshold", "0.75", "1"])
+    return figure
+
+
 def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 2) -> Image.Image:
     """All pictures on one sheet, each with a caption below."""
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures) + 18
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures) + STRIP
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -60,3 +168,8 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], colu
         sheet.paste(picture, (x, y))
         draw.text((x + 4, y + height - 15), caption, fill="black")
     return sheet
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    grey = np.asarray(image)
+    return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey

@@ -59,8 +59,9 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     monkeypatch.setattr(cli, "CHUNK", 3)
     detector = scans / "detector"
     assert run(monkeypatch, "fit", scans / "support.png", "--out", detector, "--modality", "brain MRI", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n_support"] == 1
+    assert run(monkeypatch, "info", detector, "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["n_support"] == 1
 
     out = scans / "out"
     arguments = ["predict", detector, scans / "normal", scans / "abnormal", "--out", out, "--json"]
@@ -76,13 +77,23 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
 
     assert np.asarray(Image.open(out / rows[0]["heatmap"])).dtype == np.uint16
 
+    records = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert [record["name"] for record in records] == [row["name"] for row in rows]
+    assert {record["detector_sha256"] for record in records} == {said["sha256"]}
+    assert all(float(row["shown"]) == record["shown"] for row, record in zip(rows, records, strict=True))
+
     # broken off in the middle of a line: what is whole is kept, the rest done again
     (out / "scores.csv").write_text(whole[: len(whole) * 2 // 3])
+    kept = (out / "audit.jsonl").read_text().splitlines(keepends=True)[:6]
+    (out / "audit.jsonl").write_text("".join(kept)[:-20])
     (scans / "abnormal" / "torn.png").write_bytes(b"\x89PNG")
     assert run(monkeypatch, *arguments) == 2
     assert json.loads(capsys.readouterr().out)["failed"] == 1
     again = {row["name"]: row for row in csv.DictReader((out / "scores.csv").open())}
     assert len(again) == 9
+    records = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
+    assert {record["name"] for record in records} == set(again)
+    assert [record["decision"] for record in records].count("not read") == 1
     for row in rows:
         assert float(again[row["name"]]["score"]) == pytest.approx(float(row["score"]), abs=1e-5)
     (scans / "abnormal" / "torn.png").unlink()
@@ -106,6 +117,95 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     assert run(monkeypatch, "fit", scans / "abnormal" / "none.png", "--out", scans / "x") == 1
     assert "none.png" in capsys.readouterr().err
     assert not (scans / "x").exists()
+
+
+def test_predict_writes_other_formats_and_says_what_is_missing(fitted, scans, monkeypatch, capsys):
+    import nibabel
+
+    fitted.save_pretrained(scans / "detector")
+    arguments = ["predict", scans / "detector", scans / "support.png", "--out", scans / "out", "--json", "--format"]
+    assert run(monkeypatch, *arguments, "nifti") == 0
+    capsys.readouterr()
+    assert nibabel.load(scans / "out" / "heatmaps" / "00000-support.nii.gz").shape == (246, 246, 1)
+    assert run(monkeypatch, *arguments, "tiff") == 2
+    assert "'nifti'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    arguments[4] = scans / "other"
+    assert run(monkeypatch, *arguments, "dicom") == 1
+    assert "oneshot-medad[dicom]" in capsys.readouterr().err
+    assert not (scans / "other").exists()
+
+
+def test_report(fitted, scans, monkeypatch, capsys):
+    fitted.save_pretrained(scans / "detector")
+    (scans / "abnormal" / "torn.png").write_bytes(b"\x89PNG")
+    out = scans / "new" / "report.html"
+    arguments = ["report", scans / "detector", scans / "abnormal", "--out", out, "--title", "Four & one", "--json"]
+    assert run(monkeypatch, *arguments) == 2
+    values = json.loads(capsys.readouterr().out)
+    assert (values["images"], values["failed"], values["report"]) == (5, 1, str(out))
+    text = out.read_text()
+    assert "<h1>Four &amp; one</h1>" in text
+    assert text.count('class="heat') == 4
+    (scans / "abnormal" / "torn.png").unlink()
+    assert run(monkeypatch, *arguments) == 0
+    assert run(monkeypatch, "report", scans / "detector", scans / "none.png", "--out", out) == 2
+
+
+def test_volumes_and_archives(fitted, sample, monkeypatch, tmp_path, capsys):
+    import copy
+    import zipfile
+
+    import nibabel
+    from PIL import Image
+
+    monkeypatch.setattr(cli, "CHUNK", 1)
+    detector = copy.copy(fitted)
+    detector.intensity_range = (0, 255)
+    detector.save_pretrained(tmp_path / "detector")
+    blank = np.zeros_like(sample.support)
+    for name, planes in {"head": [blank, *sample.images[:3]], "other": sample.images[3:5]}.items():
+        nibabel.save(nibabel.Nifti1Image(np.stack(planes, -1), np.diag([2, 2, 3, 1])), tmp_path / f"{name}.nii.gz")
+    Image.fromarray(sample.images[0]).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "scans.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+
+    out = tmp_path / "out"
+    arguments = [
+        "predict",
+        tmp_path / "detector",
+        tmp_path / "*.nii.gz",
+        tmp_path / "scans.zip",
+        "--out",
+        out,
+        "--json",
+    ]
+    assert run(monkeypatch, *arguments) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["images"], said["failed"]) == (7, 0)
+    whole = (out / "scores.csv").read_text()
+    rows = list(csv.DictReader(whole.splitlines()))
+    names = [f"head.nii.gz[axial {i}]" for i in range(4)] + [f"other.nii.gz[axial {i}]" for i in range(2)]
+    assert [row["name"] for row in rows] == [str(tmp_path / name) for name in [*names, "scans.zip/a.png"]]
+    assert [row["reason"] for row in rows] == ["blank slice"] + [""] * 6
+    volumes = list(csv.DictReader((out / "volumes.csv").open()))
+    assert [row["heatmap"] for row in volumes] == ["volumes/00000-head.nii.gz", "volumes/00004-other.nii.gz"]
+    scores = [float(row["score"]) for row in rows]
+    assert float(volumes[0]["score"]) == pytest.approx(np.mean(scores[1:4]))
+    for row in volumes:
+        heatmap, scan = nibabel.load(out / row["heatmap"]), nibabel.load(row["name"])
+        assert heatmap.shape == scan.shape
+        assert np.array_equal(heatmap.affine, scan.affine)
+
+    # broken off inside the second volume, whose heatmap was written before its lines
+    lines = whole.splitlines(keepends=True)
+    (out / "scores.csv").write_text("".join(lines[:6]) + lines[6][:-9])
+    before = (out / "volumes.csv").read_text()
+    assert run(monkeypatch, *arguments) == 0
+    again = list(csv.DictReader((out / "scores.csv").open()))
+    assert [row["name"] for row in again] == [row["name"] for row in rows]
+    assert (out / "volumes.csv").read_text() == before
+    assert len(list((out / "volumes").iterdir())) == 2
 
 
 def test_push(hub, fitted, monkeypatch, tmp_path, capsys):

@@ -63,7 +63,7 @@ def test_calibrate_moves_the_threshold_and_survives_saving(fitted, sample, small
     assert np.array_equal(again.predict(sample.images).p_values, after.p_values)
     assert "same population" in (tmp_path / "calibrated" / "README.md").read_text()
     detector.calibrate(sample.images, sample.labels)
-    assert detector._rule == "labels"
+    assert detector._calibration["rule"] == "labels"
     assert detector.set_threshold(0.3).predict(sample.images[:1]).threshold == 0.3
     with pytest.raises(ConfigError, match="finite"):
         detector.set_threshold(float("nan"))
@@ -94,4 +94,4 @@ def test_rows_and_files(fitted, sample, tmp_path):
     found = fitted.predict(sample.images[:3])
     frame = pandas.read_csv(found.to_csv(tmp_path / "scores.csv"))
     assert frame["score"].to_numpy() == pytest.approx(found.scores)
-    assert list(frame.columns) == ["name", "score", "flag", "reason", "threshold"]
+    assert list(frame.columns) == ["name", "verdict", "score", "shown", "flag", "similarity", "reason", "threshold"]

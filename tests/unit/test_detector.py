@@ -207,3 +207,35 @@ def test_a_fitted_detector_is_copied_pickled_and_searched(fitted, small, sample)
     fits = [AnomalyDetector(recipe=small, random_state=0, n_steps=n).fit([sample.support]) for n in (1, 2)]
     expected = [roc_auc_score(sample.labels, fit.decision_function(sample.images)) for fit in fits]
     assert search.cv_results_["mean_test_score"].tolist() == pytest.approx(expected)
+
+
+def test_preview_is_what_the_networks_see(sample):
+    image = sample.images[0][:123]  # 246 wide: scaled to 128 x 256 and padded by 64 above and below
+    detector = AnomalyDetector(intensity_range=(0, 510))
+    shown = detector.preview(image)
+    assert (shown.shape, shown.dtype) == ((256, 256, 3), np.uint8)
+    assert not shown[:64].any()
+    assert not shown[-64:].any()
+    assert shown.max() == pytest.approx(image.max() / 2, abs=2)
+    assert shown[64:-64].mean() == pytest.approx(image.mean() / 2, abs=0.5)
+    with pytest.raises(ImageError, match="2 images; wanted one"):
+        detector.preview([image, image])
+
+
+def test_describe_says_what_a_detector_does(fitted, sample):
+    with pytest.raises(NotFittedError):
+        AnomalyDetector().describe()
+    detector = copy.copy(fitted)
+    text = detector.describe()
+    assert "backbone 'tiny', recipe 'custom'" in text
+    assert "256 x 256 pixels" in text
+    assert "1 normal image." in text
+    assert f"{detector.threshold_:.3f}, half-way" in text
+    assert "no probability" in text
+    assert "from 4 normal images" in detector.calibrate(sample.images[:4], target_fpr=0.5).describe()
+    detector.intensity_range = (-160, 240)
+    assert "0.700, set by hand" in detector.set_threshold(0.7).describe()
+    assert "-160 is black and 240 white" in detector.describe()
+    detector.intensity_range = None
+    detector.calibrate(sample.images, sample.labels)
+    assert "labelled images given to calibrate, 4 of them normal" in detector.describe()

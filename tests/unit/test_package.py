@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,12 @@ def test_every_public_name_is_there():
     assert set(oneshot_medad.__all__) <= set(dir(oneshot_medad))
     with pytest.raises(AttributeError, match="it offers AnomalyDetector"):
         oneshot_medad.Detector  # noqa: B018
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (Path(__file__).parents[2] / "docs/api.md").read_text(encoding="utf-8").splitlines()
+    for name in oneshot_medad.__all__:
+        assert name == "__version__" or f"::: oneshot_medad.{name}" in page
 
 
 def test_embedded_weights_are_small():

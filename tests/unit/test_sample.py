@@ -32,8 +32,8 @@ def test_one_normal_image_is_enough_on_the_sample():
 
 def test_pictures_have_the_promised_sizes(sample):
     heatmap = np.linspace(-1, 2, sample.images[5].size).reshape(sample.images[5].shape)
-    picture = overlay(sample.images[5], heatmap, mask=sample.masks[5])
+    picture = overlay(sample.images[5], heatmap, 0.5, sample.masks[5])
     assert picture.size == (3 * 246, 246)
-    plain = np.asarray(overlay(sample.images[5], np.full(heatmap.shape, -1.0)))
+    plain = np.asarray(overlay(sample.images[5], np.full(heatmap.shape, -1.0), 0.5))
     assert np.array_equal(plain[:, :246], plain[:, 492:])  # a calm heatmap leaves the image as it is
     assert contact_sheet([picture] * 3, ["a", "b", "c"]).size == (6 * 246, 2 * (246 + 18))

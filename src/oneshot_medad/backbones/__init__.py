@@ -41,6 +41,12 @@ class Backbone:
         self._statistics = _tensors(self.folder / STATISTICS)
 
     @property
+    def least_similarity(self) -> float | None:
+        """Similarity that all but one in twenty images of one modality reach; None where nobody measured it."""
+        found = self._statistics.get("least_similarity")
+        return None if found is None else float(found)
+
+    @property
     def embed_dim(self) -> int:
         """Size of CLIP's joint embedding."""
         return int(_config(self.folder / "clip.json")["embed_dim"])

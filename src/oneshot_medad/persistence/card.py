@@ -6,8 +6,10 @@ from string import Template
 from typing import Any
 
 from oneshot_medad.backbones.specs import BACKBONES
+from oneshot_medad.calibration import RULES
+from oneshot_medad.evaluation import MEASURES
 from oneshot_medad.persistence.folder import SHEET
-from oneshot_medad.persistence.store import RULES, Stored
+from oneshot_medad.persistence.store import Stored
 
 TEXT = Template("""---
 $metadata
@@ -131,21 +133,13 @@ def _evaluation(found: dict[str, Any] | None) -> str:
     """A table of the numbers that `AnomalyDetector.evaluate` stored."""
     if not found:
         return "Not measured."
-    names = {
-        "image_auroc": "image AUROC",
-        "image_ap": "image average precision",
-        "pixel_auroc": "pixel AUROC",
-        "aupro": "AUPRO (limit 0.3)",
-        "sensitivity": "sensitivity at the threshold",
-        "specificity": "specificity at the threshold",
-    }
     lines = [
         f"On {found['n_normal']} normal and {found['n_abnormal']} abnormal images chosen by the author:",
         "",
         "| measure | value | 95 % interval |",
         "|---|---|---|",
     ]
-    for key, name in names.items():
+    for key, name in MEASURES.items():
         if key in found:
             low_high = found.get(f"{key}_interval")
             interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else ""

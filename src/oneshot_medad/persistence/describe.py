@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any
+
+import torch
 
 from oneshot_medad._hub import sha256
 from oneshot_medad.backbones.specs import BACKBONES, NETWORKS, STATISTICS, BackboneSpec
@@ -34,6 +38,14 @@ def provenance(support: Iterable[MedicalImage]) -> dict[str, Any]:
             {"sha256": hashlib.sha256(image.pixels.numpy().tobytes()).hexdigest(), "size": list(image.size)}
             for image in support
         ],
+    }
+
+
+def stamp() -> dict[str, Any]:
+    """When and with what a prediction was made."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": python_version(), **{name: version(name) for name in ("oneshot-medad", "torch")}},
     }
 
 
@@ -63,6 +75,22 @@ def pack(parameters: Mapping[str, Any], recipe: Recipe, shapes: Shapes, spec: Ba
         "recipe": recipe.to_dict(),
         "parameters": {"recipe": named, **kept},
     }
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over all that a detector's scores depend on: frozen networks, shapes, recipe and tensors.
+
+    A detector that is saved and read back keeps it. The threshold and the intensity range, which can change without
+    another fit, are not in it: predictions state them beside it.
+    """
+    frozen = {k: config["backbone"][k] for k in ("image_px", "mean", "std", "levels", "half", "files")}
+    described = {"backbone": frozen, "shapes": config["shapes"], "recipe": config["recipe"]}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def unpack(config: Mapping[str, Any], where: str) -> tuple[Recipe, Shapes, dict[str, Any]]:

@@ -12,23 +12,13 @@ from typing import Any
 
 import torch
 
+from oneshot_medad.calibration import RULES
 from oneshot_medad.errors import PersistenceError
 from oneshot_medad.persistence.folder import BACKBONE, CALIBRATION, CARD, CONFIG, MODEL, PROVENANCE, SHEET, replacing
 from oneshot_medad.persistence.read import is_number, read_json, read_tensors, take
 
 SCHEMA = 1
 """Version of the folder's format; raised when a reader of the old one could not read the new one."""
-
-RULES = {
-    "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
-    "them. It is a starting point, not a promised false-positive rate.",
-    "normals": "It was set on further normal images so that at most a chosen share of new normal images is flagged, as "
-    "far as they come from the same population, scanner and protocol.",
-    "labels": "It was set on labelled images for the highest sum of sensitivity and specificity on them.",
-    "manual": "It was set by hand.",
-    "none": "The threshold was not calibrated: it is where the probabilities of normal and abnormal are equal.",
-}
-"""How a threshold can have been found, in the words of the card."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a schema to a function that turns its ``config.json`` into the next schema's."""
@@ -119,7 +109,14 @@ def read_folder(folder: Path) -> Stored:
     )
     where = str(folder / CALIBRATION)
     calibration = take(
-        read_json(folder, CALIBRATION), where, threshold=(float, int), rule=str, n_support=int, normal_scores=list
+        read_json(folder, CALIBRATION),
+        where,
+        threshold=(float, int),
+        rule=str,
+        n_support=int,
+        normal_scores=list,
+        uncertain_from=(float, int, type(None)),
+        least_similarity=(float, int, type(None)),
     )
     if (
         calibration["rule"] not in RULES

@@ -27,6 +27,11 @@ def alphas_bar(n_times: int = N_TIMES) -> torch.Tensor:
     return torch.cumprod(1 - torch.tensor(betas), dim=0)
 
 
+def strengths(n_times: int = N_TIMES) -> torch.Tensor:
+    """√(1−ᾱ_t) of every timestep."""
+    return (1 - alphas_bar(n_times)).sqrt()
+
+
 @dataclass(frozen=True)
 class Disturbed:
     """What the masked forward process makes of clean latents.

@@ -37,6 +37,8 @@ class Encoded:
         (V, h, w), 1 where a lesion was drawn.
     places
         (V, h_l, w_l) number of the `closest` feature of the reference views at each level, if it was looked up.
+    gists
+        (V, G) what kind of image each is, from `VisionTower.with_gist`.
     """
 
     z: torch.Tensor
@@ -44,6 +46,7 @@ class Encoded:
     content: torch.Tensor
     mask: torch.Tensor
     places: list[torch.Tensor] | None = None
+    gists: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -58,7 +61,8 @@ class Encoded:
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Encoded:
         places = [change(p) for p in self.places] if self.places is not None else None
         features = [change(f) for f in self.features]
-        return Encoded(change(self.z), features, change(self.content), change(self.mask), places)
+        gists = change(self.gists) if self.gists is not None else None
+        return Encoded(change(self.z), features, change(self.content), change(self.mask), places, gists)
 
 
 def join(parts: list[Encoded]) -> Encoded:
@@ -84,12 +88,14 @@ def encode(
     the latent grid the autoencoder is left out, and the latents have no channels.
     """
     device = backbone.device
-    z, levels = [], []
+    z, levels, gists = [], [], []
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_fast_bf16(device)):
         for chunk in images.split(ENCODE_BATCH):
             there = chunk.to(device)
             z.append(backbone.latents.encode(there).cpu() if size is None else chunk.new_zeros(len(chunk), 0, *size))
-            levels.append([f.cpu() for f in backbone.vision(there)])
+            features, gist = backbone.vision.with_gist(there)
+            levels.append([f.cpu() for f in features])
+            gists.append(gist.cpu())
     latent = torch.cat(z)
     size = (latent.shape[-2], latent.shape[-1])
     if masks is None:
@@ -98,7 +104,8 @@ def encode(
         covered = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], size)[:, 0]
         enough = (0.5 * covered.amax((1, 2), keepdim=True)).clamp(max=0.25)  # the smallest lesion keeps a cell
         mask = (covered > enough).float()
-    return Encoded(latent, [torch.cat(f) for f in zip(*levels, strict=True)], local_contrast(images, size), mask)
+    features = [torch.cat(f) for f in zip(*levels, strict=True)]
+    return Encoded(latent, features, local_contrast(images, size), mask, gists=torch.cat(gists))
 
 
 @dataclass(frozen=True)

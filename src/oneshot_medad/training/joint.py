@@ -25,7 +25,7 @@ from oneshot_medad.nn.head import (
 from oneshot_medad.nn.losses import dice_loss, focal_loss
 from oneshot_medad.nn.projection import ProjectionHead
 from oneshot_medad.nn.unet import DeviationUNet
-from oneshot_medad.synthesis.deviation import masked_forward
+from oneshot_medad.synthesis.deviation import N_TIMES, masked_forward, strengths
 from oneshot_medad.training.cache import Batch, Encoded
 
 
@@ -123,6 +123,11 @@ class JointModel(nn.Module):
         """
         size = (features[0].shape[-2], features[0].shape[-1])
         return similarity_map(self.adapters[branch](features, normal, places), text, self.log_scale.exp(), size)
+
+    def corrected(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) latents without what the deviation network sees in them: z − √(1−ᾱ_t)·η̂(z, t), t = T / 2."""
+        t = torch.full((len(z),), N_TIMES // 2, device=z.device)
+        return z - float(strengths()[N_TIMES // 2]) * self.unet(z, t).to(z.dtype)
 
     def synthesise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """z_anom = z_n + C · pred_eta, and loss_deco = MSE(pred_eta, true_eta)."""

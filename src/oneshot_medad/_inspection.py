@@ -1,0 +1,161 @@
+"""Looking into a detector: what it sees, why it scored, and what it does in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from oneshot_medad._sharing import Shareable
+from oneshot_medad.backbones.specs import BackboneSpec
+from oneshot_medad.errors import ImageError
+from oneshot_medad.explain import Explanation
+from oneshot_medad.images.preprocess import from_field, to_field
+from oneshot_medad.images.read import MedicalImage, expand, name_of, read_image
+
+if TYPE_CHECKING:
+    from oneshot_medad.predictions import Predictions
+
+_RULES = {
+    "none": "there is none",
+    "synthetic": "half-way from augmented views of the normal images to synthetic anomalies; a starting point",
+    "normals": "from {n} normal images given to calibrate",
+    "labels": "from labelled images given to calibrate, {n} of them normal",
+    "manual": "set by hand",
+}
+
+
+class Inspectable(Shareable):
+    """The part of `AnomalyDetector` that reads single images and shows what it makes of them."""
+
+    intensity_range: tuple[float, float] | None
+
+    if TYPE_CHECKING:
+
+        def predict(self, images: Any, *, on_error: str = "raise") -> Predictions: ...
+        def _checked(self) -> Any: ...
+
+    def preview(self, image: Any) -> np.ndarray:
+        """What the networks see of one image, before or after a fit.
+
+        Parameters
+        ----------
+        image
+            One image of any kind that `predict` takes.
+
+        Returns
+        -------
+        (S, S, 3) uint8: the square field after windowing, scaling and padding.
+
+        Raises
+        ------
+        ImageError, ImageFileError, ImageTypeError
+            An input that cannot be used, or that holds several images.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from oneshot_medad import AnomalyDetector
+        >>> AnomalyDetector().preview(np.eye(20, 30)).shape
+        (256, 256, 3)
+        """
+        spec = self._spec if hasattr(self, "_scorer") else self._checked()[1]
+        field = to_field(self._read_one(self._one(image), 0).pixels, spec.image_px)
+        return (field.permute(1, 2, 0) * 255).round().byte().numpy()
+
+    @torch.no_grad()
+    def explain(self, image: Any) -> Explanation:
+        """Why one image got its score: heatmap, regions, and what the deviation network takes for normal.
+
+        Parameters
+        ----------
+        image
+            One image of any kind that `predict` takes.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        ImageError, ImageFileError, ImageTypeError
+            An input that cannot be used, or that holds several images.
+
+        Examples
+        --------
+        >>> from oneshot_medad import AnomalyDetector, datasets
+        >>> sample = datasets.load_sample(n_normal=1, n_abnormal=1)
+        >>> detector = AnomalyDetector(random_state=0, n_steps=2).fit(sample.support)
+        >>> explanation = detector.explain(sample.images[1])
+        >>> explanation.normal.shape == (*sample.images[1].shape, 3)
+        True
+        """
+        self._check_fitted()
+        source = self._one(image)
+        predictions = self.predict([source])
+        pixels = self._read_one(source, 0).pixels
+        backbone, side, size = self._backbone, self._backbone.spec.image_px, (pixels.shape[-2], pixels.shape[-1])
+        z = backbone.latents.encode(to_field(pixels, side)[None].to(self._device))
+        decoded = backbone.latents.decode(torch.cat([z, self._scorer.model.corrected(z)])).cpu()
+        seen, normal = (torch.stack([from_field(c, side, size) for c in picture]) for picture in decoded)
+        return Explanation(
+            predictions.image(0),
+            predictions.heatmaps[0],
+            (normal.permute(1, 2, 0) * 255).round().byte().numpy(),
+            (seen - normal).abs().mean(dim=0).numpy(),
+            float(predictions.scores[0]),
+            self.threshold_,
+            predictions.verdicts[0],
+            predictions.regions(0),
+        )
+
+    def describe(self) -> str:
+        """What this detector does with an image: networks, field, intensities, threshold, and what a score means.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` has not been called.
+        """
+        self._check_fitted()
+        return describe(self, self._spec, self._calibration["rule"])
+
+    def _one(self, image: Any) -> Any:
+        """The only source that ``image`` stands for."""
+        sources = expand(image)
+        if len(sources) != 1:
+            raise ImageError(f"Got {len(sources)} images; wanted one. Choose it first, from volumes with slices().")
+        return sources[0]
+
+    def _read(self, images: Any) -> Iterator[MedicalImage]:
+        return (self._read_one(source, i) for i, source in enumerate(expand(images)))
+
+    def _read_one(self, source: Any, position: int) -> MedicalImage:
+        return read_image(source, name_of(source, position), self.intensity_range)
+
+
+def describe(detector: Any, spec: BackboneSpec, rule: str) -> str:
+    """What a fitted detector does with an image, line by line."""
+    window, known = detector.intensity_range, detector.calibration_scores_
+    if window is None:
+        intensities = (
+            "8-bit and 16-bit pixels span their whole range, floats lie in [0, 1], DICOM files take their first window "
+            "and NIfTI volumes their cal_min and cal_max"
+        )
+    else:
+        intensities = (
+            f"{window[0]:g} is black and {window[1]:g} white; beyond that, DICOM and NIfTI values are cut, all others "
+            "refused"
+        )
+    recipe = detector.recipe if isinstance(detector.recipe, str) else "custom"
+    lines = {
+        "Networks": f"backbone {spec.name!r}, recipe {recipe!r}",
+        "Field": f"{spec.image_px} x {spec.image_px} pixels; the longer edge of an image is scaled to it, the aspect "
+        "ratio kept, the rest black",
+        "Intensities": intensities,
+        "Fitted on": f"{detector.n_support_} normal image{'s' * (detector.n_support_ != 1)}",
+        "Threshold": f"{detector.threshold_:.3f}, " + _RULES[rule].format(n=0 if known is None else len(known)),
+        "Score": "higher is more abnormal; 0 is the median augmented view of the normal images, 1 the median synthetic "
+        "anomaly, values may lie outside; it is no probability of disease",
+    }
+    return "\n".join(f"{name}: {text}." for name, text in lines.items())

@@ -1,0 +1,181 @@
+"""Overlays as DICOM secondary captures, for viewers and archives of a hospital."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from oneshot_medad.errors import ExtraError
+from oneshot_medad.visualize import captioned, picture
+
+if TYPE_CHECKING:
+    from oneshot_medad.predictions import Predictions
+
+NOTICE = "RESEARCH USE ONLY - NOT A MEDICAL DEVICE"
+"""Burnt into every picture."""
+
+PATIENT_AND_STUDY = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "StudyDescription",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "BodyPartExamined",
+    "Laterality",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+"""What a capture takes from its source; not the frame of reference, in which a picture of panels lies nowhere."""
+
+MUST_BE_THERE = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "Laterality",
+)
+"""Attributes that the standard wants present, if empty."""
+
+
+def need_pydicom() -> None:
+    """Raise an `ExtraError` if pydicom is not installed."""
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise ExtraError("Writing DICOM needs pydicom: pip install 'oneshot-medad[dicom]'") from error
+
+
+def capture_picture(predictions: Predictions, i: int) -> Image.Image:
+    """RGB: `visualize.picture` with the score and the notice below it."""
+    word = "ABOVE" if predictions.flags[i] else "not above"
+    if predictions.verdicts[i] == "cannot judge":
+        word = "of an image of another kind (cannot judge): " + word
+    score = f"anomaly score {predictions.shown[i]:.2f}, {word} the threshold (0.50)"
+    return captioned(picture(predictions, i), [score, NOTICE])
+
+
+def write_capture(predictions: Predictions, i: int, source: Path | None, path: Path, number: int) -> None:
+    """Write one prediction as a Secondary Capture Image.
+
+    Parameters
+    ----------
+    predictions, i
+        Which.
+    source
+        File that the image came from. If it is DICOM, the capture joins its patient and study and refers to it.
+    path
+        File to write.
+    number
+        Of the instance in its series.
+    """
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    origin = _header(source)
+    ds = _study(origin)
+    now = datetime.now()  # local, like the study's own times
+    made = predictions.provenance
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    # one series for a study and a detector, however many calls wrote it
+    ds.SeriesInstanceUID = generate_uid(
+        entropy_srcs=[ds.StudyInstanceUID, str(made.get("detector_sha256")), "captures"]
+    )
+    ds.SeriesNumber, ds.InstanceNumber = 9000, number  # sorts behind what scanners make
+    ds.Modality, ds.ConversionType = "OT", "WSD"
+    ds.Manufacturer = "oneshot-medad"
+    ds.SoftwareVersions = [f"{name} {number}"[:64] for name, number in made.get("versions", {}).items()]
+    ds.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
+    ds.InstanceCreationDate, ds.InstanceCreationTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    ds.ContentDate, ds.ContentTime = ds.InstanceCreationDate, ds.InstanceCreationTime
+    ds.SeriesDescription = "Anomaly heatmaps, research use only"
+    ds.DerivationDescription = (
+        "Image, anomaly heatmap and both blended, by one-shot anomaly detection (oneshot-medad). "
+        f"Detector SHA-256 {made.get('detector_sha256', 'not known')}."
+    )
+    ds.ImageComments = (
+        f"{NOTICE}. Raw score {predictions.scores[i]:.6g}, threshold {predictions.threshold:.6g}, "
+        f"rule {made.get('threshold_rule', 'not known')}."
+    )
+    ds.BurnedInAnnotation = "YES"
+    ds.PatientOrientation = None
+    if origin is not None:
+        _refer(ds, origin)
+    spacing = predictions.spacing(i)
+    if spacing is not None:
+        ds.PixelSpacing = [f"{value:.10g}" for value in spacing]
+    _put_pixels(ds, np.asarray(capture_picture(predictions, i)))
+    ds.save_as(path, enforce_file_format=True)
+
+
+def _header(source: Path | None) -> Any:
+    """Everything but the pixels of a DICOM file; None for any other file."""
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        ds = dcmread(source, stop_before_pixels=True) if source is not None else None
+    except InvalidDicomError:
+        return None
+    return ds if ds is not None and "SOPInstanceUID" in ds and "StudyInstanceUID" in ds else None
+
+
+def _study(origin: Any) -> Any:
+    """A data set with the patient and study of the source, or with a study of its own."""
+    from pydicom.dataset import Dataset
+    from pydicom.uid import generate_uid
+
+    ds = Dataset()
+    for name in MUST_BE_THERE:
+        setattr(ds, name, None)
+    if origin is None:
+        ds.StudyInstanceUID = generate_uid()  # nothing says that two such images belong together
+    for name in PATIENT_AND_STUDY:
+        if origin is not None and name in origin:
+            setattr(ds, name, origin[name].value)
+    return ds
+
+
+def _refer(ds: Any, origin: Any) -> None:
+    """Name the source image, as the standard's general image module does."""
+    from pydicom.dataset import Dataset
+    from pydicom.sr.codedict import codes
+
+    purpose = Dataset()
+    code = codes.DCM.SourceImageForImageProcessingOperation
+    purpose.CodeValue, purpose.CodingSchemeDesignator = code.value, code.scheme_designator
+    purpose.CodeMeaning = code.meaning
+    source = Dataset()
+    source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = origin.SOPClassUID, origin.SOPInstanceUID
+    source.PurposeOfReferenceCodeSequence = [purpose]
+    ds.SourceImageSequence = [source]
+
+
+def _put_pixels(ds: Any, pixels: np.ndarray) -> None:
+    ds.Rows, ds.Columns, ds.SamplesPerPixel = *pixels.shape[:2], 3
+    ds.PhotometricInterpretation, ds.PlanarConfiguration = "RGB", 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    data = pixels.tobytes()
+    ds.PixelData = data + b"\0" * (len(data) % 2)
+    ds["PixelData"].VR = "OB"

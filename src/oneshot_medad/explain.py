@@ -1,0 +1,57 @@
+"""Why one image got its score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from oneshot_medad.regions import Region
+from oneshot_medad.visualize import blend, colours
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `AnomalyDetector.explain` returns.
+
+    Attributes
+    ----------
+    image
+        (H, W, 3) uint8, as the detector read it.
+    heatmap
+        (H, W) float32, as in `Predictions`.
+    normal
+        (H, W, 3) uint8: the decoded latent after the deviation network took away what it sees as deviation.
+    difference
+        (H, W) float32 in [0, 1]: mean absolute difference between the decoded latent and ``normal``. The autoencoder's
+        own error is in both and cancels.
+    score, threshold, verdict
+        As in `Predictions`.
+    regions
+        Connected regions above the threshold, highest first.
+
+    Notes
+    -----
+    ``normal`` shows what the deviation network reacts to. It is a drawing at the resolution of the latent grid, no
+    estimate of how this patient looked before.
+    """
+
+    image: np.ndarray
+    heatmap: np.ndarray
+    normal: np.ndarray
+    difference: np.ndarray
+    score: float
+    threshold: float
+    verdict: str
+    regions: list[Region] = field(default_factory=list)
+
+    def picture(self) -> Image.Image:
+        """Image, heatmap over it, ``normal`` and ``difference`` (0 to 0.25 on the colour scale), side by side."""
+        panels = [
+            self.image,
+            blend(self.image, self.heatmap, self.threshold),
+            self.normal,
+            colours((self.difference * 4).clip(0, 1)),
+        ]
+        return Image.fromarray(np.concatenate(panels, axis=1))

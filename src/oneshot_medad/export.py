@@ -1,0 +1,138 @@
+"""Predictions as files: audit records, and heatmaps in the formats of other programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oneshot_medad._hub import sha256
+from oneshot_medad.calibration import shown
+from oneshot_medad.errors import ConfigError, OneShotError
+
+if TYPE_CHECKING:
+    from oneshot_medad.predictions import Predictions
+
+FORMATS = {"png": ".png", "npz": ".npz", "nifti": ".nii.gz", "dicom": ".dcm"}
+"""Suffix of each heatmap format."""
+
+
+def audit_records(predictions: Predictions) -> list[dict[str, Any]]:
+    """What was decided about every image, and all that is needed to check it later, as plain values."""
+    made, window = predictions.provenance, predictions.intensity_range
+    records = []
+    for i, row in enumerate(predictions.to_rows()):
+        done = not np.isnan(row["score"])
+        numbers = [k for k in ("score", "shown", "percentile", "p_value", "similarity") if k in row]
+        known: dict[str, Any] = {k: row[k] if done else None for k in numbers}
+        records.append(
+            {
+                "time": made.get("time"),
+                "name": row["name"],
+                **input_hash(predictions, i),
+                "detector_sha256": made.get("detector_sha256"),
+                "versions": made.get("versions"),
+                "intensity_range": window and [float(v) for v in window],
+                "threshold": row["threshold"],
+                "threshold_rule": made.get("threshold_rule"),
+                **known,
+                "decision": row["verdict"],
+                "reason": row["reason"],
+            }
+        )
+    return records
+
+
+def append_jsonl(predictions: Predictions, path: Path) -> Path:
+    """Add the audit records to a file, one JSON object a line; what the file holds already stays."""
+    lines = [json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in audit_records(predictions)]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+    return path
+
+
+def input_hash(predictions: Predictions, i: int) -> dict[str, str | None]:
+    """SHA-256 of an image's file as it is now; of its pixels as they were read where there is no file."""
+    path = file_of(predictions.sources[i]) if predictions.sources else None
+    if path is not None:
+        return {"input_sha256": sha256(path), "input_hash_of": "file"}
+    try:
+        pixels = predictions.read(i).pixels.numpy().tobytes()
+    except OneShotError:
+        return {"input_sha256": None, "input_hash_of": None}
+    return {"input_sha256": hashlib.sha256(pixels).hexdigest(), "input_hash_of": "pixels"}
+
+
+def file_of(source: Any) -> Path | None:
+    """The file on disk that a source is, or lies in; None for anything else."""
+    path = getattr(source, "path", source)  # a slice or frame knows its file
+    return Path(path) if isinstance(path, (str, Path)) and Path(path).is_file() else None
+
+
+def check_format(name: str) -> None:
+    """Refuse an unknown heatmap format, or one whose package is missing, before anything is computed.
+
+    Raises
+    ------
+    ConfigError
+        An unknown format.
+    ExtraError
+        A format that needs a package that is not installed.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"Got heatmap format {name!r}; wanted one of {', '.join(map(repr, FORMATS))}.")
+    if name == "dicom":
+        from oneshot_medad.capture import need_pydicom
+
+        need_pydicom()
+
+
+def save_heatmaps(predictions: Predictions, folder: Path, start: int, form: str) -> list[Path | None]:
+    """Write every heatmap to a file of its own; see `Predictions.save_heatmaps`."""
+    check_format(form)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path | None] = []
+    for i, name in enumerate(predictions.names):
+        stem = re.sub(r"[^\w. -]", "_", Path(name).stem)
+        path = folder / f"{start + i:05d}-{stem}{FORMATS[form]}" if predictions.heatmaps[i].size else None
+        if path and form == "dicom":
+            _dicom(predictions, i, path, start + i + 1)
+        elif path:
+            {"png": _png, "npz": _npz, "nifti": _nifti}[form](predictions, i, path)
+        paths.append(path)
+    return paths
+
+
+def _png(predictions: Predictions, i: int, path: Path) -> None:
+    from PIL import Image
+
+    level = shown(predictions.heatmaps[i].astype(float), predictions.threshold)
+    Image.fromarray((level * 65535).round().astype(np.uint16)).save(path)
+
+
+def _npz(predictions: Predictions, i: int, path: Path) -> None:
+    spacing = predictions.spacing(i)
+    known = {} if spacing is None else {"spacing_mm": np.array(spacing)}
+    np.savez_compressed(path, heatmap=predictions.heatmaps[i], threshold=predictions.threshold, **known)
+
+
+def _nifti(predictions: Predictions, i: int, path: Path) -> None:
+    """One slice whose first axis runs along the rows of the image, as ITK lays a flat picture into space."""
+    import nibabel
+
+    height, width = predictions.spacing(i) or (1.0, 1.0)
+    volume = nibabel.Nifti1Image(predictions.heatmaps[i].T[:, :, None], np.diag([-width, -height, 1.0, 1.0]))
+    volume.header.set_xyzt_units("mm" if predictions.spacing(i) else "unknown")
+    volume.header["descrip"] = f"oneshot-medad heatmap, threshold {predictions.threshold:.6g}".encode()
+    nibabel.save(volume, path)
+
+
+def _dicom(predictions: Predictions, i: int, path: Path, number: int) -> None:
+    from oneshot_medad.capture import write_capture
+
+    source = file_of(predictions.sources[i]) if predictions.sources else None
+    write_capture(predictions, i, source, path, number)

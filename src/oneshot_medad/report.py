@@ -1,0 +1,128 @@
+"""Predictions as HTML: a report in one file, and the table that notebooks show."""
+
+from __future__ import annotations
+
+import base64
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from oneshot_medad.calibration import RULES, shown
+from oneshot_medad.evaluation import MEASURES
+from oneshot_medad.visualize import colours, image_again, picture, strength
+
+if TYPE_CHECKING:
+    from oneshot_medad.predictions import Predictions
+
+SIDE = 320
+"""Longest side of the pictures in a report, pixels; they are all that makes it large."""
+
+THUMBNAIL = (300, 100)
+"""Largest width and height of a notebook's pictures of three panels, pixels."""
+
+NOTEBOOK_ROWS = 20
+
+
+def write_report(predictions: Predictions, path: Path, title: str | None = None) -> Path:
+    """Write the report; see `Predictions.to_html`."""
+    shorts = _without_common_folder(predictions.names)
+    rows = [_report_row(predictions, i, {**row, "short": shorts[i]}) for i, row in enumerate(predictions.to_rows())]
+    made = predictions.provenance
+    known = predictions.scores[~np.isnan(predictions.scores)]
+    ends = [predictions.threshold - 0.5, predictions.threshold + 0.5, *known.tolist()]
+    scale = colours(np.linspace(0, 1, 9))
+    text = _template("report.html.j2").render(
+        title=title or "Anomaly detection report",
+        rows=rows,
+        made=made,
+        rule=RULES.get(made.get("threshold_rule", "")),
+        measures=_measures(made.get("evaluation")),
+        threshold=predictions.threshold,
+        uncertain_from=predictions.uncertain_from,
+        foreign="cannot judge" in predictions.verdicts,
+        low=min(ends),
+        high=max(ends),
+        calibrated=predictions.normal_scores is not None,
+        n_calibration=0 if predictions.normal_scores is None else len(predictions.normal_scores),
+        gradient=", ".join(f"rgb({r} {g} {b})" for r, g, b in scale),
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def notebook_table(predictions: Predictions) -> str:
+    """An HTML table of the first rows, with pictures inside."""
+    rows = predictions.to_rows()[:NOTEBOOK_ROWS]
+    for i, row in enumerate(rows):
+        row["picture"] = None
+        if predictions.heatmaps[i].size:
+            thumbnail = picture(predictions, i)
+            thumbnail.thumbnail(THUMBNAIL)
+            row["picture"] = _uri(thumbnail, "JPEG")
+    return _template("table.html.j2").render(
+        rows=rows, more=len(predictions) - len(rows), threshold=predictions.threshold
+    )
+
+
+def _template(name: str) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("oneshot_medad", "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
+
+
+def _without_common_folder(names: list[str]) -> list[str]:
+    try:
+        folder = os.path.commonpath([str(Path(name).parent) for name in names])
+    except ValueError:  # absolute and relative ones
+        return names
+    return [str(Path(name).relative_to(folder)) for name in names]
+
+
+def _report_row(predictions: Predictions, i: int, row: dict[str, Any]) -> dict[str, Any]:
+    heatmap = predictions.heatmaps[i]
+    if not heatmap.size:
+        return {**row, "image": None, "heat": None, "regions": []}
+    image = image_again(predictions, i)
+    shape = heatmap.shape[::-1]
+    scale = min(1.0, SIDE / max(shape))
+    size = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
+    small = None if image is None else Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    level = Image.fromarray((shown(heatmap.astype(float), predictions.threshold) * 255).round().astype(np.uint8))
+    return {
+        **row,
+        "image": small and _uri(small, "JPEG"),
+        "heat": _heat_uri(level.resize(size, Image.Resampling.BILINEAR), opaque=image is None),
+        "size": size,
+        "regions": predictions.regions(i),
+    }
+
+
+def _heat_uri(level: Image.Image, opaque: bool) -> str:
+    """A PNG with the colours of the scale; as opaque as `visualize.blend` makes them, or fully where no image is."""
+    steps = np.arange(256) / 255
+    paletted = Image.frombytes("P", level.size, level.tobytes())
+    paletted.putpalette(colours(steps).tobytes())
+    alpha = np.ones(256) if opaque else strength(steps)
+    return _uri(paletted, "PNG", transparency=(alpha * 255).round().astype(np.uint8).tobytes(), optimize=True)
+
+
+def _uri(image: Image.Image, form: str, **options: Any) -> str:
+    file = BytesIO()
+    image.save(file, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _measures(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The stored evaluation in words."""
+    lines = []
+    for key, name in MEASURES.items():
+        if found and key in found:
+            low_high = found.get(f"{key}_interval")
+            interval = f" (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+            lines.append((name, f"{found[key]:.3f}{interval}"))
+    return lines

@@ -28,7 +28,7 @@ pictures = []
 for name, image, mask, score, heatmap, flag in zip(
     sample.names, sample.images, sample.masks, scores, heatmaps, predictions.flags, strict=True
 ):
-    picture = overlay(image, heatmap, mask=mask)
+    picture = overlay(image, heatmap, predictions.threshold, mask)
     picture.save(out / f"{name}.png")
     pictures.append(picture)
     print(f"{name + '.png':<26} {score:7.3f}  {'ABNORMAL' if flag else 'normal':<8}  {name.split('-')[0]}")

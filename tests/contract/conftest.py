@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 from hub_server import serving
 
@@ -28,4 +31,5 @@ def no_backoff(monkeypatch):
     """huggingface_hub waits between its own retries too; tests need not."""
     import huggingface_hub.utils._http as http
 
-    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)
+    # its own reference alone: the module's function is everybody's, a browser driver's that waits for its port too
+    monkeypatch.setattr(http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,12 +25,15 @@ from PIL import Image
 
 from benchmarks.baselines import padim, zero_shot
 from benchmarks.data import DEFAULT_DATA, Item, fields_of, load, read_manifest
-from oneshot_medad import AnomalyDetector, Recipe
+from oneshot_medad import Recipe
+from oneshot_medad._runtime import seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.evaluation import aupro, auroc, average_precision, bootstrap_interval, pixel_auroc
 from oneshot_medad.images.preprocess import from_field, to_field
-from oneshot_medad.training.cache import Encoded, encode, join
+from oneshot_medad.scoring import fit_scorer
+from oneshot_medad.training.cache import Encoded, Views, encode, join, make_views
+from oneshot_medad.training.joint import JointModel
 
 DEFAULT = Recipe.named("default")
 METHODS = {
@@ -44,6 +47,8 @@ METHODS = {
     "lesions-only": replace(DEFAULT, deviations={}, branches={"clip": 1.0}),
 }
 BASELINES = ("padim", "zero-shot")
+DRAWN = ("n_reference", "n_views", "n_lesions", "n_held", "max_area", "context", "mirror")
+"""What decides the views of a fit; recipes that agree in it share them."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,22 @@ def read_collection(data: str, name: str, role: str = "eval") -> Collection:
         pixels = [load(item.path).float() / 255 for item in items[start : start + 32]]
         sizes += [(p.shape[1], p.shape[2]) for p in pixels]
         brightness += [float(p.mean()) for p in pixels]
-        parts.append(encode(backbone, torch.stack([to_field(p, backbone.spec.image_px) for p in pixels])))
+        parts.append(encode(backbone, torch.stack([to_field(p, backbone.spec.image_px) for p in pixels]), mirror=True))
     return Collection(name, items, join(parts), sizes, np.array(brightness))
 
 
-def draw_support(collection: Collection, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the normal support images, and of the test images: all others, of other patients."""
+@torch.no_grad()
+def projected(z: torch.Tensor) -> list[torch.Tensor]:
+    """What the initial projection head makes of latents."""
+    example = encode(_tiny(), torch.zeros(1, 3, *[_tiny().spec.image_px] * 2))
+    head = JointModel.build(DEFAULT, _tiny(), example).eval().projection
+    return [torch.cat(level) for level in zip(*(head(chunk) for chunk in z.split(64)), strict=True)]
+
+
+def draw_support(
+    collection: Collection, shots: int, seed: int, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the normal support images, and of the test images: others of other patients, all or ``limit``."""
     rng = np.random.default_rng(1000 + seed)
     normal = np.flatnonzero(collection.labels == 0)
     support = rng.choice(normal, shots, replace=False)
@@ -111,6 +126,8 @@ def draw_support(collection: Collection, shots: int, seed: int) -> tuple[np.ndar
     test = np.array(
         [i for i in range(len(collection.items)) if i not in support and collection.patients[i] not in seen]
     )
+    if limit and limit < len(test):
+        test = np.sort(rng.choice(test, limit, replace=False))
     return support, test
 
 
@@ -136,18 +153,36 @@ def score(collection: Collection, method: str | Recipe, support: np.ndarray, tes
         count = round(DEFAULT.top_fraction * maps[0].numel())
         return Found(maps.flatten(1).topk(count).values.mean(1), maps, time.perf_counter() - start, {})
     assert isinstance(method, Recipe)
-    detector = AnomalyDetector(recipe=method, random_state=seed).fit([collection.items[i].path for i in support])
-    seconds = time.perf_counter() - start
-    chunks = torch.from_numpy(test).split(16)
-    scored = [detector._scorer(part.z, part.features) for part in (encoded[chunk] for chunk in chunks)]
+    with seeded(seed) as generator:
+        paths, drawn = tuple(collection.items[i].path for i in support), tuple(getattr(method, n) for n in DRAWN)
+        views, state, seconds = encoded_views(paths, drawn, seed)
+        start = time.perf_counter()
+        scorer = fit_scorer(method, backbone, views, generator.set_state(state)).scorer
+    seconds += time.perf_counter() - start
+    scored = []
+    for chunk in torch.from_numpy(test).split(16):
+        part = encoded[chunk]
+        scored.append(scorer(part.z, part.features, part.mirrored if method.mirror else None))
     scores, maps = (torch.cat(parts) for parts in zip(*scored, strict=True))
-    weights = dict(zip(method.branches, detector._scorer.weights.tolist(), strict=True))
-    return Found(scores, maps, seconds, weights)
+    return Found(scores, maps, seconds, dict(zip(method.branches, scorer.weights.tolist(), strict=True)))
 
 
-def evaluate(collection: Collection, method: str | Recipe, shots: int, seed: int) -> dict[str, object]:
-    """Fit on ``shots`` normal images, score all others, and measure."""
-    support, test = draw_support(collection, shots, seed)
+@lru_cache(maxsize=10)
+def encoded_views(paths: tuple[Path, ...], drawn: tuple, seed: int) -> tuple[Views, torch.Tensor, float]:
+    """The views of a fit with this seed, the generator's state behind them, and how long they took."""
+    start, backbone = time.perf_counter(), _tiny()
+    recipe = replace(DEFAULT, **dict(zip(DRAWN, drawn, strict=True)))  # it reads latents, so that any other may
+    with seeded(seed) as generator:
+        fields = torch.stack([to_field(load(path).float() / 255, backbone.spec.image_px) for path in paths])
+        views = make_views(backbone, fields, recipe, generator)
+        return views, generator.get_state(), time.perf_counter() - start
+
+
+def evaluate(
+    collection: Collection, method: str | Recipe, shots: int, seed: int, limit: int | None = None
+) -> dict[str, object]:
+    """Fit on ``shots`` normal images, score the others, and measure."""
+    support, test = draw_support(collection, shots, seed, limit)
     found = score(collection, method, support, test, seed)
     scores = found.scores.tolist()
     labels, patients = collection.labels[test], [collection.patients[i] for i in test]
@@ -213,6 +248,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--methods", nargs="+", default=["default", "reference", "nearest"])
     parser.add_argument("--shots", nargs="+", type=int, default=[1])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--limit", type=int, help="test images of each seed, the same for all methods; default all")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments).config
     config = json.loads(chosen.read_text()) if chosen else {}
@@ -224,7 +260,7 @@ def main(arguments: list[str]) -> None:
     for method in args.methods:
         if method not in methods and method not in BASELINES:
             parser.error(f"Got method {method!r}; wanted some of {', '.join([*methods, *BASELINES])}.")
-    results: dict = {"environment": environment(), "runs": []}
+    results: dict = {"environment": environment(), "limit": args.limit, "runs": []}
     for name in args.sets:
         collection = read_collection(args.data, name, args.role)
         for shots in args.shots:
@@ -233,7 +269,7 @@ def main(arguments: list[str]) -> None:
                 run = {"set": name, "shots": shots, "method": method, "seeds": seeds}
                 results["runs"].append(run)
                 for seed in range(args.seeds):
-                    seeds.append(evaluate(collection, methods.get(method, method), shots, seed))
+                    seeds.append(evaluate(collection, methods.get(method, method), shots, seed, args.limit))
                     args.out.write_text(json.dumps(results, indent=1) + "\n")
                     args.out.with_suffix(".md").write_text(table(results))
                 print(table({"runs": [run]}).splitlines()[-1], flush=True)

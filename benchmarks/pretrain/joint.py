@@ -4,7 +4,8 @@ python -m benchmarks.pretrain.joint --data DIR --heads heads.safetensors --adapt
 
 Starts from the regression of ``heads`` and the adapters of ``adapt``, or from an earlier result given as ``--heads``
 alone; the frozen networks are those of the package. They run once over all episodes, and the loop trains on what they
-gave.
+gave. With ``--vision-only`` the autoencoder does not run, and what reads latents stays as it is. ``--keep`` mixes the
+values before into the result, which holds on to what they knew of other modalities (WiSE-FT, Wortsman et al. 2022).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.data import DEFAULT_DATA
 from benchmarks.pretrain.adapt import CPU, pooled, schedule, start
@@ -39,7 +41,8 @@ class EncodedEpisodes:
     Attributes
     ----------
     z
-        (E, 5, C, h, w) latents of reference, drawn, abnormal and normal image, and of the clean one that was drawn on.
+        (E, 5, C, h, w) latents of reference, drawn, abnormal and normal image, and of the clean one that was drawn on;
+        without channels if the autoencoder did not run.
     features
         (E, 4, C_l, h_l, w_l) levels of the first four.
     content
@@ -62,6 +65,12 @@ class EncodedEpisodes:
         truth = Truth(*(chosen(getattr(self.truth, f.name)).flatten(0, 1) for f in fields(Truth)))
         return EncodedEpisodes(chosen(self.z), [chosen(f) for f in self.features], chosen(self.content), truth)
 
+    def flipped(self) -> EncodedEpisodes:
+        """As if all images were mirrored, which for convolutions is nearly so."""
+        truth = replace(self.truth, masks=self.truth.masks.flip(-1))
+        z, content, *levels = (x.flip(-1) for x in (self.z, self.content, *self.features))
+        return EncodedEpisodes(z, levels, content, truth)
+
     def save(self, path: Path) -> None:
         """Keep them for another run."""
         truth = {f.name: getattr(self.truth, f.name).contiguous() for f in fields(Truth)}
@@ -77,15 +86,21 @@ class EncodedEpisodes:
 
 
 @torch.no_grad()
-def encode_episodes(backbone: Backbone, pool: Pool, count: int, together: int = 4) -> EncodedEpisodes:
+def encode_episodes(
+    backbone: Backbone, pool: Pool, count: int, vision_only: bool = False, together: int = 4
+) -> EncodedEpisodes:
     """Draw ``count`` episodes and run the frozen networks over them once."""
     begun, parts = time.time(), []
     for done in range(0, count, together):
         episodes = pool.draw(min(together, count - done))
         images = episodes.images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(CPU)):
-            z, features = backbone.features(images)
-            clean = backbone.latents.encode(episodes.clean)
+            features = backbone.vision(images)
+            size = features[0].shape[-2:]
+            z, clean = (
+                x.new_zeros(len(x), 0, *size) if vision_only else backbone.latents.encode(x)
+                for x in (images, episodes.clean)
+            )
         content = local_contrast(images, (z.shape[-2], z.shape[-1]))
         truth = episodes.truth
         masks = F.adaptive_avg_pool2d(truth.masks[:, None], features[0].shape[-2:])[:, 0]
@@ -108,6 +123,8 @@ def losses(model: JointModel, batch: EncodedEpisodes, words, calibration, genera
     """
     count, clean = len(batch.z), batch.z[:, 4]
     z, features = batch.z[:, :4].flatten(0, 1), [f.flatten(0, 1) for f in batch.features]
+    if not z.shape[1]:
+        return {"clip": judged(model, "clip", features, words, batch.truth, calibration)}
     projected = model.projection(z)
     aligned = [F.mse_loss(p.float(), f) for p, f in zip(projected, features, strict=True)]
     normal = torch.cat([batch.z[:, 0], batch.z[:, 3]])
@@ -123,13 +140,18 @@ def losses(model: JointModel, batch: EncodedEpisodes, words, calibration, genera
         "drawn": F.mse_loss(taken[:, 1], drawn) + 0.5 * taken[:, [0, 3]].square().mean(),
     }
     for branch, seen in (("clip", features), ("latent", projected)):
-        judged = []
-        for e in range(count):
-            rows, others = as_rows([f[4 * e : 4 * e + 1].detach() for f in seen]), slice(4 * e + 1, 4 * e + 4)
-            judged.append(model.branch_map(branch, [f[others] for f in seen], rows, words))
-        found = episode_loss(torch.cat(judged).float(), batch.truth, calibration)
-        terms[branch] = 4 * found["focal"] + found["dice"] + 0.5 * found["image"]
+        terms[branch] = judged(model, branch, seen, words, batch.truth, calibration)
     return terms
+
+
+def judged(model: JointModel, branch: str, seen, words, truth: Truth, calibration) -> torch.Tensor:
+    """Loss of one branch that compares each episode's other images with its first."""
+    maps = []
+    for e in range(len(seen[0]) // 4):
+        rows, others = as_rows([f[4 * e : 4 * e + 1].detach() for f in seen]), slice(4 * e + 1, 4 * e + 4)
+        maps.append(model.branch_map(branch, [f[others] for f in seen], rows, words))
+    found = episode_loss(torch.cat(maps).float(), truth, calibration)
+    return 4 * found["focal"] + found["dice"] + 0.5 * found["image"]
 
 
 def train(
@@ -143,16 +165,19 @@ def train(
     lr: float = 7e-4,
     limit: int | None = None,
     encoded: Path | None = None,
+    vision_only: bool = False,
+    seed: int = 1,
+    keep: float = 0.0,
 ) -> None:
-    """Write all trained parts to ``out``; ``encoded`` is read if it exists and written if not."""
-    begun, generator = time.time(), torch.Generator().manual_seed(1)
+    """Write the running mean of all trained parts to ``out``; ``encoded`` is read if it exists and written if not."""
+    begun, generator = time.time(), torch.Generator().manual_seed(seed)
     backbone = load_backbone(get_spec("tiny"), CPU)
     if encoded is not None and encoded.exists():
         seen = EncodedEpisodes.load(encoded)
         episodes = len(seen.z)
     else:
-        pool = Pool(data, backbone.spec.image_px, pooled(backbone.vision), seed=1, limit=limit)
-        seen = encode_episodes(backbone, pool, episodes)
+        pool = Pool(data, backbone.spec.image_px, pooled(backbone.vision), seed=seed, limit=limit)
+        seen = encode_episodes(backbone, pool, episodes, vision_only)
         if encoded is not None:
             seen.save(encoded)
     model = start(backbone, seed=1)
@@ -163,6 +188,7 @@ def train(
         before |= {k.replace("clip", "latent"): v for k, v in before.items() if k.startswith("adapters.clip")}
     model.load_state_dict(before, strict=False)
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     parameters = [*model.parameters(), calibration]
     optimiser = torch.optim.AdamW(parameters, weight_decay=1e-2)
     history: list[dict[str, float]] = []
@@ -170,6 +196,8 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = lr * schedule(step, steps)
         batch = seen.pick(torch.randint(episodes, (count,), generator=generator))
+        if torch.rand(1, generator=generator) < 0.5:
+            batch = batch.flipped()
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(CPU)):
             words = model.text_features(backbone.text)
             terms = losses(model, batch, words, calibration, generator)
@@ -178,15 +206,26 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+        averaged.update_parameters(model)
         history.append({k: float(v.detach()) for k, v in terms.items()})
         if (step + 1) % 100 == 0 or step + 1 == steps:
             means = {k: round(float(np.mean([h[k] for h in history[-100:]])), 4) for k in history[-1]}
             print(step + 1, f"{time.time() - begun:.0f} s", means, flush=True)
-            save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out)
+            values = averaged.module.state_dict()
+            mixed = {k: v.lerp(before[k], keep) if keep else v for k, v in values.items()}
+            save_file({k: v.half().contiguous() for k, v in mixed.items()}, out)
     record = json.loads(heads.with_suffix(".json").read_text())["record"]
     minutes = round((time.time() - begun) / 60, 1)
     record.setdefault("joint", []).append(
-        {"episodes": episodes, "steps": steps, "episodes_a_step": count, "minutes": minutes, "losses": means}
+        {
+            "episodes": episodes,
+            "steps": steps,
+            "episodes_a_step": count,
+            "vision_only": vision_only,
+            "kept_of_before": keep,
+            "minutes": minutes,
+            "losses": means,
+        }
     )
     out.with_suffix(".json").write_text(json.dumps({"record": record}, indent=2) + "\n")
 
@@ -201,7 +240,9 @@ if __name__ == "__main__":
     parser.add_argument("--episodes", type=int, default=1600)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--encoded", type=Path, help="file that keeps the encoded episodes for another run")
-    args = parser.parse_args()
-    train(
-        args.data, args.heads, args.adapted, args.out, args.episodes, args.steps, limit=args.limit, encoded=args.encoded
-    )
+    parser.add_argument("--count", type=int, default=6, help="episodes of a step")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--vision-only", action="store_true", help="leave what reads latents as it is")
+    parser.add_argument("--keep", type=float, default=0.0, help="share of the values before in the result")
+    parser.add_argument("--seed", type=int, default=1, help="of episodes and training")
+    train(**vars(parser.parse_args()))

@@ -61,13 +61,16 @@ class Recipe:
         vision tower's features, ``latent`` the projected latents, ``nearest`` the distance to the closest feature of
         the normal views (PatchCore), ``deviation`` the size of the deviation that the network sees in the latent
         itself (DeCo-Diff). Views of one image vary less than patients do, so what a fit measures flatters ``nearest``.
+    mirror
+        Score each image together with its mirror image and average the maps of the branches that read the vision
+        tower, which then runs twice.
     top_fraction
         Share of the heatmap whose mean is the image score.
     n_steps, batch_size, learning_rate, weight_decay
         Of the joint training.
     """
 
-    n_reference: int = 6
+    n_reference: int = 3
     n_views: int = 24
     n_lesions: int = 64
     n_held: int = 12
@@ -86,6 +89,7 @@ class Recipe:
     weight_deviation: float = 1.0
     weight_alignment: float = 0.1
     branches: Mapping[str, float] = field(default_factory=lambda: {"clip": 0.8, "latent": 0.1, "nearest": 0.1})
+    mirror: bool = True
     top_fraction: float = 0.01
     n_steps: int = 10
     batch_size: int = 4
@@ -190,7 +194,12 @@ _DEFAULT = Recipe()
 RECIPES = {
     "default": _DEFAULT,
     "scratch": replace(
-        _DEFAULT, n_phrases=4, branches={"clip": 0.85, "nearest": 0.15}, n_steps=120, learning_rate=1e-3
+        _DEFAULT,
+        n_phrases=4,
+        branches={"clip": 0.85, "nearest": 0.15},
+        mirror=False,
+        n_steps=120,
+        learning_rate=1e-3,
     ),
     "reference": replace(
         _DEFAULT,
@@ -205,6 +214,7 @@ RECIPES = {
         dice_on_lesions_only=False,
         weight_alignment=0.0,
         branches={"latent": 1.0},
+        mirror=False,
         n_steps=150,
         learning_rate=1e-3,
     ),

@@ -32,10 +32,8 @@ from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
 from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
-from oneshot_medad.scoring import Scorer
+from oneshot_medad.scoring import fit_scorer
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
-from oneshot_medad.training.joint import JointModel
-from oneshot_medad.training.loop import train
 
 
 class AnomalyDetector(Inspectable):
@@ -133,17 +131,12 @@ class AnomalyDetector(Inspectable):
         backbone = load_backbone(spec, device)
         with seeded(seed) as generator:
             views = make_views(backbone, fields, recipe, generator)
-            model = JointModel.build(recipe, backbone, views.normal, self.init).to(device)
-            history = train(model, views, backbone.text, generator, device, self.progress)
-            with torch.no_grad():
-                text = model.text_features(backbone.text)
-            scorer = Scorer.of_fit(model, text, views).to(device).eval()
-            normal, lesion = scorer.calibrate(views, device)
+            fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
         calibration = uncalibrated(
-            synthetic_threshold(normal, lesion), "synthetic", len(support), backbone.least_similarity
+            synthetic_threshold(fitted.normal, fitted.lesion), "synthetic", len(support), backbone.least_similarity
         )
-        self._take(spec, device, scorer, calibration, provenance(support))
-        self.history_, self._examples = history, fields[:4]
+        self._take(spec, device, fitted.scorer, calibration, provenance(support))
+        self.history_, self._examples = fitted.history, fields[:4]
         return self
 
     def predict(self, images: Any, *, on_error: str = "raise") -> Predictions:
@@ -350,7 +343,8 @@ class AnomalyDetector(Inspectable):
         fields = fields.to(self._device)
         z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
         features, gists = backbone.vision.with_gist(fields)
-        scores, maps = self._scorer(z, features)
+        mirrored = backbone.vision(fields.flip(-1)) if self._scorer.recipe.mirror else None
+        scores, maps = self._scorer(z, features, mirrored)
         similar = self._scorer.similarity(gists)
         for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
             yield score, from_field(heatmap, side, image.size).numpy(), like

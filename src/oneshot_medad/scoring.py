@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.evaluation import auroc
 from oneshot_medad.nn.head import as_rows
 from oneshot_medad.synthesis.deviation import N_TIMES
 from oneshot_medad.training.cache import Encoded, Views
 from oneshot_medad.training.joint import JointModel, Shapes
+from oneshot_medad.training.loop import train
 
 BANK_SIZE = 8192
 NEAREST_CAP = 0.5
@@ -43,8 +47,38 @@ class NearestBank(nn.Module):
         patches = join_levels(features)
         b, c, h, w = patches.shape
         flat = patches.permute(0, 2, 3, 1).reshape(-1, c)
-        distances = [torch.cdist(chunk, self.patches).min(dim=1).values for chunk in flat.split(1024)]
-        return torch.cat(distances).reshape(b, h, w)
+        half = 0.5 * self.patches.square().sum(dim=1)
+        # |a − b|² = |a|² + 2·(|b|²/2 − a·b): one product, and a minimum without its place is the cheapest pass
+        least = torch.cat([torch.addmm(half, c, self.patches.T, alpha=-1).amin(dim=1) for c in flat.split(1024)])
+        return (flat.square().sum(dim=1) + 2 * least).clamp(min=0).sqrt().reshape(b, h, w)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibrated scorer, the losses of every step, and the image scores of the held-out normal and lesion views."""
+
+    scorer: Scorer
+    history: list[dict[str, float]]
+    normal: torch.Tensor
+    lesion: torch.Tensor
+
+
+def fit_scorer(
+    recipe: Recipe,
+    backbone: Backbone,
+    views: Views,
+    generator: torch.Generator,
+    init: str = "pretrained",
+    progress: bool = False,
+) -> Fitted:
+    """Train on encoded views and fix scale and fusion: all of a fit that comes behind the frozen networks."""
+    device = backbone.device
+    model = JointModel.build(recipe, backbone, views.normal, init).to(device)
+    history = train(model, views, backbone.text, generator, device, progress)
+    with torch.no_grad():
+        text = model.text_features(backbone.text)
+    scorer = Scorer.of_fit(model, text, views).to(device).eval()
+    return Fitted(scorer, history, *scorer.calibrate(views, device))
 
 
 def join_levels(features: list[torch.Tensor]) -> torch.Tensor:
@@ -150,16 +184,20 @@ class Scorer(nn.Module):
         return [value for key, value in self.named_buffers(recurse=False) if key.startswith(name)]
 
     @torch.no_grad()
-    def branch_maps(self, z: torch.Tensor | None, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Raw (B, h, w) map of every branch, on the latent grid; ``z`` may be None if no branch reads it."""
+    def branch_maps(
+        self, z: torch.Tensor | None, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Raw (B, h, w) map of every branch, on the latent grid.
+
+        ``z`` may be None if no branch reads it; the features of the mirror images are needed if the recipe says so.
+        """
         size = (self.model.shapes.grid, self.model.shapes.grid)
         maps = {}
         for branch in self.recipe.branches:
-            if branch == "nearest":
-                assert self.bank is not None
-                found = self.bank(features)
-            elif branch == "clip":
-                found = self.model.branch_map(branch, features, self._levels("rows"), self.text)
+            if branch in ("clip", "nearest"):
+                found = self._of_features(branch, features)
+                if mirrored is not None:
+                    found = (found + self._of_features(branch, mirrored).flip(-1)) / 2
             else:
                 assert z is not None
                 if branch == "deviation":
@@ -169,6 +207,12 @@ class Scorer(nn.Module):
                     found = self.model.branch_map(branch, self.model.projection(z), rows, self.text)
             maps[branch] = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return maps
+
+    def _of_features(self, branch: str, features: list[torch.Tensor]) -> torch.Tensor:
+        if branch == "clip":
+            return self.model.branch_map(branch, features, self._levels("rows"), self.text)
+        assert self.bank is not None
+        return self.bank(features)
 
     def _deviation(self, z: torch.Tensor) -> torch.Tensor:
         """Mean square deviation that the network predicts for the untouched latent, over all timesteps."""
@@ -222,9 +266,11 @@ class Scorer(nn.Module):
             fused += weight * (scaled.clamp(max=NEAREST_CAP) if branch == "nearest" and len(maps) > 1 else scaled)
         return fused
 
-    def forward(self, z: torch.Tensor | None, features: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B,) scores and (B, h, w) heatmaps; higher is more abnormal."""
-        heatmaps = self.fuse(self.branch_maps(z, features))
+    def forward(
+        self, z: torch.Tensor | None, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) scores and (B, h, w) heatmaps; higher is more abnormal. See `branch_maps`."""
+        heatmaps = self.fuse(self.branch_maps(z, features, mirrored))
         return self.image_score(heatmaps), heatmaps
 
 
@@ -239,6 +285,6 @@ def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, ...])
     return tensors[name].float()
 
 
-def _inputs(views: Encoded, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _inputs(views: Encoded, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor] | None]:
     there = views.to(device)
-    return there.z, there.features
+    return there.z, there.features, there.mirrored

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import heatmaps, run
 from benchmarks.baselines import padim
-from oneshot_medad import config
+from oneshot_medad import AnomalyDetector, config
 
 
 @pytest.fixture
@@ -47,6 +47,18 @@ def test_every_kind_of_method_ends_in_the_table(data, small, tmp_path):
             assert seed["support"][0] in {f"{i}.png" for i in range(4)}  # a normal image
             assert ("pixel_auroc" in seed) == (found["method"] != "zero-shot")  # that one has no map
     assert len(out.with_suffix(".md").read_text().splitlines()) == 2 + len(runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [{}, {"n_lesions": 0, "branches": {"clip": 1.0}, "mirror": False}])
+def test_scores_are_those_of_the_detector(data, small, changed, monkeypatch):
+    recipe = replace(small, **changed)
+    monkeypatch.setattr(run, "DEFAULT", small)
+    collection = run.read_collection(str(data), "made")
+    support, test = run.draw_support(collection, 1, seed=3)
+    found = run.score(collection, recipe, support, test, seed=3).scores.numpy()
+    detector = AnomalyDetector(recipe=recipe, random_state=3).fit(collection.items[support[0]].path)
+    assert found == pytest.approx(detector.predict([collection.items[i].path for i in test]).scores, abs=1e-4)
 
 
 def test_the_picture_of_hits_and_failures(small, tmp_path, monkeypatch):

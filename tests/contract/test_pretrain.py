@@ -68,6 +68,13 @@ def test_adapt_and_joint_make_files_that_fit_the_package(data, tmp_path, backbon
     assert {k: v.shape for k, v in load_file(out).items()} == {k: v.shape for k, v in shipped.items()}
     assert json.loads(out.with_suffix(".json").read_text())["record"]["joint"][-1]["steps"] == 2
 
+    again = tmp_path / "again.safetensors"
+    joint.train(str(data), out, None, again, episodes=6, steps=2, count=2, vision_only=True, keep=0.5)
+    before, after = load_file(out), load_file(again)
+    moved = {k.split(".")[0] + "." + k.split(".")[1] for k in before if not torch.equal(before[k], after[k])}
+    assert "adapters.clip" in moved
+    assert not [name for name in moved if name.startswith(("unet", "projection", "adapters.latent"))]
+
 
 def test_statistics_of_the_shipped_networks(data, tmp_path):
     for path in WEIGHTS.iterdir():

@@ -221,7 +221,8 @@ def closest(features: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
     b, c, h, w = features.shape
     flat = features.permute(0, 2, 3, 1).reshape(-1, c)
     half = 0.5 * normal.square().sum(dim=1)
-    return torch.cat([(half - chunk @ normal.T).argmin(dim=1) for chunk in flat.split(2048)]).reshape(b, h, w)
+    found = [torch.addmm(half, chunk, normal.T, alpha=-1).argmin(dim=1) for chunk in flat.split(2048)]
+    return torch.cat(found).reshape(b, h, w)
 
 
 def similarity_map(

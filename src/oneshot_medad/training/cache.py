@@ -39,6 +39,8 @@ class Encoded:
         (V, h_l, w_l) number of the `closest` feature of the reference views at each level, if it was looked up.
     gists
         (V, G) what kind of image each is, from `VisionTower.with_gist`.
+    mirrored
+        Like ``features``, of the mirror images; None where nobody asked for them.
     """
 
     z: torch.Tensor
@@ -47,6 +49,7 @@ class Encoded:
     mask: torch.Tensor
     places: list[torch.Tensor] | None = None
     gists: torch.Tensor | None = None
+    mirrored: list[torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -62,17 +65,18 @@ class Encoded:
         places = [change(p) for p in self.places] if self.places is not None else None
         features = [change(f) for f in self.features]
         gists = change(self.gists) if self.gists is not None else None
-        return Encoded(change(self.z), features, change(self.content), change(self.mask), places, gists)
+        mirrored = [change(f) for f in self.mirrored] if self.mirrored is not None else None
+        return Encoded(change(self.z), features, change(self.content), change(self.mask), places, gists, mirrored)
 
 
 def join(parts: list[Encoded]) -> Encoded:
-    """One `Encoded` of all views in order."""
-    return Encoded(
-        torch.cat([p.z for p in parts]),
-        [torch.cat(level) for level in zip(*(p.features for p in parts), strict=True)],
-        torch.cat([p.content for p in parts]),
-        torch.cat([p.mask for p in parts]),
+    """One `Encoded` of all views in order, without what was looked up for them."""
+    features, mirrored = (
+        [torch.cat(level) for level in zip(*seen, strict=True)]
+        for seen in ([p.features for p in parts], [p.mirrored or [] for p in parts])
     )
+    z, content, mask = (torch.cat(seen) for seen in zip(*((p.z, p.content, p.mask) for p in parts), strict=True))
+    return Encoded(z, features, content, mask, mirrored=mirrored or None)
 
 
 def encode(
@@ -81,14 +85,16 @@ def encode(
     masks: torch.Tensor | None = None,
     exact: bool = True,
     size: tuple[int, int] | None = None,
+    mirror: bool = False,
 ) -> Encoded:
     """Run the frozen networks once over (V, 3, S, S) images with optional (V, S, S) lesion masks.
 
     ``exact=False`` computes in bfloat16 where the device is fast at that: good enough to train on. With the ``size`` of
-    the latent grid the autoencoder is left out, and the latents have no channels.
+    the latent grid the autoencoder is left out, and the latents have no channels. ``mirror`` adds the features of the
+    mirror images.
     """
     device = backbone.device
-    z, levels, gists = [], [], []
+    z, levels, gists, mirrored = [], [], [], []
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_fast_bf16(device)):
         for chunk in images.split(ENCODE_BATCH):
             there = chunk.to(device)
@@ -96,6 +102,8 @@ def encode(
             features, gist = backbone.vision.with_gist(there)
             levels.append([f.cpu() for f in features])
             gists.append(gist.cpu())
+            if mirror:
+                mirrored.append([f.cpu() for f in backbone.vision(there.flip(-1))])
     latent = torch.cat(z)
     size = (latent.shape[-2], latent.shape[-1])
     if masks is None:
@@ -104,8 +112,8 @@ def encode(
         covered = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], size)[:, 0]
         enough = (0.5 * covered.amax((1, 2), keepdim=True)).clamp(max=0.25)  # the smallest lesion keeps a cell
         mask = (covered > enough).float()
-    features = [torch.cat(f) for f in zip(*levels, strict=True)]
-    return Encoded(latent, features, local_contrast(images, size), mask, gists=torch.cat(gists))
+    features, others = ([torch.cat(f) for f in zip(*seen, strict=True)] for seen in (levels, mirrored))
+    return Encoded(latent, features, local_contrast(images, size), mask, None, torch.cat(gists), others or None)
 
 
 @dataclass(frozen=True)
@@ -137,10 +145,12 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
         """``count`` views without the images themselves."""
         return normal_views(images, k + count, generator)[k:]
 
-    def encoded(pixels: torch.Tensor, masks: torch.Tensor | None = None, exact: bool = False) -> Encoded:
+    def encoded(
+        pixels: torch.Tensor, masks: torch.Tensor | None = None, exact: bool = False, mirror: bool = False
+    ) -> Encoded:
         """Latents of others than the normal views are left out where no branch reads them."""
         size = (normal.z.shape[-2], normal.z.shape[-1])
-        return encode(backbone, pixels, masks, exact, None if recipe.reads_latents else size)
+        return encode(backbone, pixels, masks, exact, None if recipe.reads_latents else size, mirror)
 
     def looked_up(seen: Encoded) -> Encoded:
         if not (recipe.context and "clip" in recipe.branches):
@@ -161,8 +171,8 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
         reference,
         looked_up(normal),
         looked_up(encoded(*drawn)) if drawn else None,
-        encoded(held, exact=True),
-        encoded(*held_drawn, exact=True),
+        encoded(held, exact=True, mirror=recipe.mirror),
+        encoded(*held_drawn, exact=True, mirror=recipe.mirror),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -36,6 +37,9 @@ from oneshot_medad.scoring import Scorer
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
 from oneshot_medad.training.joint import JointModel
 from oneshot_medad.training.loop import train
+
+FAINT = 0.1
+"""Share of the intensity range; normal images that use less are warned about, as 12 bits in a 16-bit file do."""
 
 
 class AnomalyDetector(Inspectable):
@@ -128,6 +132,14 @@ class AnomalyDetector(Inspectable):
         """
         recipe, spec, device, seed = self._checked()
         support = list(self._read(images))
+        for image in support:
+            used = float(image.pixels.max() - image.pixels.min())
+            if used < FAINT:
+                warnings.warn(
+                    f"Got {image.name}, which uses {used:.1%} of its intensity range and looks nearly uniform to the "
+                    "networks; wanted contrast. Look at preview(image), and pass intensity_range=(low, high).",
+                    stacklevel=2,
+                )
         fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)

@@ -1,9 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
 
 from oneshot_medad import AnomalyDetector, Predictions
 from oneshot_medad.calibration import labelled_threshold, normal_threshold
-from oneshot_medad.errors import ConfigError, ImageFileError, NotFittedError
+from oneshot_medad.errors import ConfigError, ExtraError, ImageFileError, NotFittedError
 
 
 def test_the_conformal_threshold_by_hand():
@@ -43,6 +45,7 @@ def test_p_values_and_percentiles_by_hand():
     assert np.isnan(found.p_values[3])
     assert found.flags.tolist() == [False, False, True, False]
     assert "torn" in str(found)
+    assert "p-values: 4 normal images support no finer rate than 1/5 = 0.2." in str(found)
 
 
 def test_calibrate_moves_the_threshold_and_survives_saving(fitted, sample, small, tmp_path):
@@ -94,4 +97,16 @@ def test_rows_and_files(fitted, sample, tmp_path):
     found = fitted.predict(sample.images[:3])
     frame = pandas.read_csv(found.to_csv(tmp_path / "scores.csv"))
     assert frame["score"].to_numpy() == pytest.approx(found.scores)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(ExtraError, match="parquet"):
+            found.to_parquet(tmp_path / "scores.parquet")
     assert list(frame.columns) == ["name", "verdict", "score", "shown", "flag", "similarity", "reason", "threshold"]
+
+
+def test_parquet_holds_the_rows(fitted, sample, tmp_path):
+    pytest.importorskip("pyarrow")
+    import pandas
+
+    found = fitted.predict(sample.images[:3])
+    pandas.testing.assert_frame_equal(pandas.read_parquet(found.to_parquet(tmp_path / "x.parquet")), found.to_frame())

@@ -329,20 +329,21 @@ class AnomalyDetector(Inspectable):
             scores = scores[np.asarray(labels) == 0]
         if self._scorer.knows_kind:
             found["least_similarity"] = lowest_similarity(similarities, target_fpr)
-        self._calibration = {**self._calibration, **found, "normal_scores": np.sort(scores).tolist()}
-        return self
+        return self._recalibrated(**found, normal_scores=np.sort(scores).tolist())
 
     def set_threshold(self, threshold: float) -> AnomalyDetector:
         """Flag images that score above ``threshold``, on the raw scale of `Predictions.scores`; none is uncertain."""
         self._check_fitted()
         if not isinstance(threshold, Real) or not np.isfinite(threshold):
             raise ConfigError(f"Got threshold={threshold!r}; wanted a finite number.")
-        self._calibration = {
-            **self._calibration,
-            "threshold": float(threshold),
-            "rule": "manual",
-            "uncertain_from": None,
-        }
+        return self._recalibrated(threshold=float(threshold), rule="manual", uncertain_from=None)
+
+    def _recalibrated(self, **found: Any) -> AnomalyDetector:
+        """Take another threshold, and forget what was measured at the old one."""
+        self._calibration = {**self._calibration, **found}
+        measured = self.evaluation_ or {}
+        kept = {k: v for k, v in measured.items() if not k.startswith(("sensitivity", "specificity"))}
+        self.evaluation_ = kept or None
         return self
 
     def __sklearn_tags__(self) -> Any:

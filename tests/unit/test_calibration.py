@@ -74,6 +74,20 @@ def test_calibrate_moves_the_threshold_and_survives_saving(fitted, sample, small
         AnomalyDetector().set_threshold(1.0)
 
 
+def test_another_threshold_forgets_what_was_measured_at_the_old_one(fitted, sample, tmp_path):
+    detector = AnomalyDetector.from_pretrained(fitted.save_pretrained(tmp_path / "a"))
+    measured = detector.evaluate(sample.images, sample.labels)
+    detector.set_threshold(0.3)
+    assert detector.evaluation_["image_auroc"] == measured["image_auroc"]
+    assert {k for k in measured if k not in detector.evaluation_} == {
+        "sensitivity", "sensitivity_interval", "specificity", "specificity_interval"
+    }  # fmt: skip
+    card = (detector.save_pretrained(tmp_path / "b") / "README.md").read_text()
+    assert "image AUROC" in card
+    assert "sensitivity" not in card.lower()
+    assert AnomalyDetector.from_pretrained(tmp_path / "b").evaluation_ == detector.evaluation_
+
+
 def test_bad_images_can_be_recorded(fitted, sample, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     images = [sample.images[0], tmp_path / "broken.png", np.full((8, 8), 3, np.uint8), sample.images[1]]

@@ -287,7 +287,8 @@ class AnomalyDetector(Inspectable):
             and ``target_fpr`` is not used.
         target_fpr
             Share of further normal images that may be flagged (`calibration.normal_threshold`), and share of images of
-            this kind that may be called too unlike them to judge (`calibration.lowest_similarity`).
+            this kind that may be called too unlike them to judge (`calibration.lowest_similarity`); without ``labels``
+            the latter never becomes stricter than the backbone's own limit, or lesions would fall below it.
         uncertain_fpr
             Above ``target_fpr``: images that only a threshold for this larger share would flag are called uncertain.
             None calls none so.
@@ -328,7 +329,10 @@ class AnomalyDetector(Inspectable):
             found |= {"threshold": labelled_threshold(scores, labels), "rule": "labels"}
             scores = scores[np.asarray(labels) == 0]
         if self._scorer.knows_kind:
-            found["least_similarity"] = lowest_similarity(similarities, target_fpr)
+            limits = [lowest_similarity(similarities, target_fpr)]
+            if labels is None and self._backbone.least_similarity is not None:  # lesions make images less alike too
+                limits.append(self._backbone.least_similarity)
+            found["least_similarity"] = min(limits)
         return self._recalibrated(**found, normal_scores=np.sort(scores).tolist())
 
     def set_threshold(self, threshold: float) -> AnomalyDetector:

@@ -392,6 +392,6 @@ class AnomalyDetector(Inspectable):
         if seed is None and process_count() > 1:
             raise ConfigError("Got random_state=None in a distributed run; wanted a number, so that all draw the same.")
         window = self.intensity_range
-        if window is not None and not (len(window) == 2 and window[0] < window[1]):
+        if window is not None and not (np.shape(window) == (2,) and window[0] < window[1]):
             raise ConfigError(f"Got intensity_range={window!r}; wanted (low, high) with low < high.")
         return recipe, spec, resolve_device(self.device), None if seed is None else int(seed)

@@ -125,6 +125,8 @@ def test_the_constructor_only_stores():
         ({"random_state": -1}, "random_state=-1"),
         ({"random_state": "x"}, "random_state='x'"),
         ({"intensity_range": (5, 1)}, "low < high"),
+        ({"intensity_range": 5}, "low < high"),
+        ({"intensity_range": (0, 1, 2)}, "low < high"),
     ],
 )
 def test_parameters_are_checked_by_fit(parameters, message, sample):

@@ -10,6 +10,7 @@ import torch
 
 from oneshot_medad._sharing import Shareable
 from oneshot_medad.backbones.specs import BackboneSpec
+from oneshot_medad.calibration import finest_rate
 from oneshot_medad.errors import ImageError
 from oneshot_medad.explain import Explanation
 from oneshot_medad.images.preprocess import from_field, to_field
@@ -157,5 +158,6 @@ def describe(detector: Any, spec: BackboneSpec, rule: str) -> str:
         "Threshold": f"{detector.threshold_:.3f}, " + _RULES[rule].format(n=0 if known is None else len(known)),
         "Score": "higher is more abnormal; 0 is the median augmented view of the normal images, 1 the median synthetic "
         "anomaly, values may lie outside; it is no probability of disease",
+        "P-values": "none before calibrate has seen normal images" if known is None else finest_rate(len(known)),
     }
     return "\n".join(f"{name}: {text}." for name, text in lines.items())

@@ -24,7 +24,7 @@ from oneshot_medad.persistence.describe import check_files, fingerprint, pack, p
 from oneshot_medad.persistence.folder import CONFIG, MODEL
 from oneshot_medad.persistence.hub import download, upload
 from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
-from oneshot_medad.persistence.store import Stored, read_folder, write_folder
+from oneshot_medad.persistence.store import Stored, check_said, read_folder, write_folder
 from oneshot_medad.scoring import Scorer
 from oneshot_medad.synthesis.lesions import add_lesions
 from oneshot_medad.visualize import contact_sheet, overlay
@@ -70,9 +70,10 @@ class Shareable(BaseEstimator):
         folder
             New, empty, or a saved detector, which is replaced.
         license
-            Of this detector, as the Hub writes licences; the card says "not stated" without it.
+            Of this detector, as the Hub writes licences; the card says "not stated" without it. None keeps the one of
+            a detector that was read back.
         modality
-            What the images are, for the card.
+            What the images are, for the card; None keeps that of a detector that was read back.
         include_backbones
             Put the frozen networks into the folder too, for a machine that has none.
         anomaly_sheet
@@ -89,7 +90,8 @@ class Shareable(BaseEstimator):
             `fit` has not been called.
         PersistenceError
             A folder that holds other things or cannot be written; what was there before is unchanged. Or a picture
-            asked of a detector that was read back, which has no images.
+            asked of a detector that was read back, which has no images. Or a licence or modality that is no line of
+            text.
 
         Examples
         --------
@@ -260,14 +262,20 @@ class Shareable(BaseEstimator):
         self._check_fitted()
         if not is_writer():
             return folder
+        said = {"license": license_, "modality": modality}
+        said = {name: self.provenance_.get(name) if text is None else text for name, text in said.items()}
+        check_said(said)
         spec = self._backbone.spec
         config = pack(self.get_params(deep=False), self._scorer.recipe, self._scorer.model.shapes, spec)
         stored = Stored(
-            config, self._scorer.to_tensors(), self._calibration, {**self.provenance_, "evaluation": self.evaluation_}
+            config,
+            self._scorer.to_tensors(),
+            self._calibration,
+            {**self.provenance_, **said, "evaluation": self.evaluation_},
         )
         files = {p.name: p for p in {*spec.files, self._backbone.folder / STATISTICS}} if include else None
         picture = self._anomaly_sheet() if sheet else None
-        write_folder(folder, stored, model_card(stored, location, license_, modality, sheet), files, picture)
+        write_folder(folder, stored, model_card(stored, location, sheet), files, picture)
         return folder
 
     @property

@@ -112,6 +112,17 @@ def normal_threshold(normal: np.ndarray, target_fpr: float) -> float:
     return float(np.sort(normal)[rank - 1])
 
 
+def finest_rate(n: int) -> str:
+    """What ``n`` normal images support, in words: no p-value lies below it, and no ``target_fpr`` can.
+
+    Examples
+    --------
+    >>> finest_rate(19)
+    '19 normal images support no finer rate than 1/20 = 0.05'
+    """
+    return f"{n} normal image{'s' * (n != 1)} support{'s' * (n == 1)} no finer rate than 1/{n + 1} = {1 / (n + 1):.3g}"
+
+
 def lowest_similarity(similarities: np.ndarray, rate: float) -> float:
     """Similarity that a further image of the same kind falls below with a probability of at most ``rate``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -34,6 +35,9 @@ from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import fit_scorer
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
+
+FAINT = 0.1
+"""Share of the intensity range; normal images that use less are warned about, as 12 bits in a 16-bit file do."""
 
 
 class AnomalyDetector(Inspectable):
@@ -126,6 +130,14 @@ class AnomalyDetector(Inspectable):
         """
         recipe, spec, device, seed = self._checked()
         support = list(self._read(images))
+        for image in support:
+            used = float(image.pixels.max() - image.pixels.min())
+            if used < FAINT:
+                warnings.warn(
+                    f"Got {image.name}, which uses {used:.1%} of its intensity range and looks nearly uniform to the "
+                    "networks; wanted contrast. Look at preview(image), and pass intensity_range=(low, high).",
+                    stacklevel=2,
+                )
         fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
@@ -268,7 +280,8 @@ class AnomalyDetector(Inspectable):
             and ``target_fpr`` is not used.
         target_fpr
             Share of further normal images that may be flagged (`calibration.normal_threshold`), and share of images of
-            this kind that may be called too unlike them to judge (`calibration.lowest_similarity`).
+            this kind that may be called too unlike them to judge (`calibration.lowest_similarity`); without ``labels``
+            the latter never becomes stricter than the backbone's own limit, or lesions would fall below it.
         uncertain_fpr
             Above ``target_fpr``: images that only a threshold for this larger share would flag are called uncertain.
             None calls none so.
@@ -309,21 +322,25 @@ class AnomalyDetector(Inspectable):
             found |= {"threshold": labelled_threshold(scores, labels), "rule": "labels"}
             scores = scores[np.asarray(labels) == 0]
         if self._scorer.knows_kind:
-            found["least_similarity"] = lowest_similarity(similarities, target_fpr)
-        self._calibration = {**self._calibration, **found, "normal_scores": np.sort(scores).tolist()}
-        return self
+            limits = [lowest_similarity(similarities, target_fpr)]
+            if labels is None and self._backbone.least_similarity is not None:  # lesions make images less alike too
+                limits.append(self._backbone.least_similarity)
+            found["least_similarity"] = min(limits)
+        return self._recalibrated(**found, normal_scores=np.sort(scores).tolist())
 
     def set_threshold(self, threshold: float) -> AnomalyDetector:
         """Flag images that score above ``threshold``, on the raw scale of `Predictions.scores`; none is uncertain."""
         self._check_fitted()
         if not isinstance(threshold, Real) or not np.isfinite(threshold):
             raise ConfigError(f"Got threshold={threshold!r}; wanted a finite number.")
-        self._calibration = {
-            **self._calibration,
-            "threshold": float(threshold),
-            "rule": "manual",
-            "uncertain_from": None,
-        }
+        return self._recalibrated(threshold=float(threshold), rule="manual", uncertain_from=None)
+
+    def _recalibrated(self, **found: Any) -> AnomalyDetector:
+        """Take another threshold, and forget what was measured at the old one."""
+        self._calibration = {**self._calibration, **found}
+        measured = self.evaluation_ or {}
+        kept = {k: v for k, v in measured.items() if not k.startswith(("sensitivity", "specificity"))}
+        self.evaluation_ = kept or None
         return self
 
     def __sklearn_tags__(self) -> Any:
@@ -369,6 +386,6 @@ class AnomalyDetector(Inspectable):
         if seed is None and process_count() > 1:
             raise ConfigError("Got random_state=None in a distributed run; wanted a number, so that all draw the same.")
         window = self.intensity_range
-        if window is not None and not (len(window) == 2 and window[0] < window[1]):
+        if window is not None and not (np.shape(window) == (2,) and window[0] < window[1]):
             raise ConfigError(f"Got intensity_range={window!r}; wanted (low, high) with low < high.")
         return recipe, spec, resolve_device(self.device), None if seed is None else int(seed)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.calibration import shown
-from oneshot_medad.errors import ImageFileError
+from oneshot_medad.calibration import finest_rate, shown
+from oneshot_medad.errors import ExtraError, ImageFileError
 from oneshot_medad.export import append_jsonl, save_heatmaps
 from oneshot_medad.images.read import MedicalImage, read_image
 from oneshot_medad.images.volumes import Volume, assemble
@@ -162,7 +162,8 @@ class Predictions:
             columns["similarity"] = self.similarities.tolist()
         if self.normal_scores is not None:
             columns |= {"percentile": self.percentiles, "p_value": self.p_values}
-        columns["reason"] = self.reasons or [""] * len(self)
+        reasons = self.reasons or [""] * len(self)
+        columns["reason"] = [r.removeprefix(f"{name}: ") for name, r in zip(self.names, reasons, strict=True)]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [{**row, "threshold": self.threshold} for row in rows]
 
@@ -178,8 +179,20 @@ class Predictions:
         return Path(path)
 
     def to_parquet(self, path: str | Path) -> Path:
-        """Write the rows to a Parquet file; needs pyarrow."""
-        self.to_frame().to_parquet(path, index=False)
+        """Write the rows to a Parquet file.
+
+        Raises
+        ------
+        ExtraError
+            pyarrow is not installed: ``pip install "oneshot-medad[parquet]"``.
+        """
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise ExtraError(
+                f"Writing Parquet needs pyarrow ({error}): pip install 'oneshot-medad[parquet]'"
+            ) from error
+        self.to_frame().to_parquet(path, index=False, engine="pyarrow")
         return Path(path)
 
     def to_jsonl(self, path: str | Path) -> Path:
@@ -258,10 +271,14 @@ class Predictions:
         return len(self.scores)
 
     def __str__(self) -> str:
-        """A table of file, score and verdict."""
+        """A table of file, score and verdict, with p-values and the finest of them after a calibration."""
         width = max([len("image"), *map(len, self.names)])
-        rows = [f"{'image':<{width}}  {'score':>7}  verdict"]
+        known = self.normal_scores is not None
+        rows = [f"{'image':<{width}}  {'score':>7}  {'p-value  ' * known}verdict"]
         for row in self.to_rows():
             word = row["reason"] or row["verdict"].replace("abnormal", "ABNORMAL")
-            rows.append(f"{row['name']:<{width}}  {row['score']:7.3f}  {word}")
+            p_value = f"{row['p_value']:7.3g}  " if known else ""
+            rows.append(f"{row['name']:<{width}}  {row['score']:7.3f}  {p_value}{word}")
+        if self.normal_scores is not None:
+            rows.append(f"p-values: {finest_rate(len(self.normal_scores))}.")
         return "\n".join(rows)

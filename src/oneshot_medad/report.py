@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.calibration import RULES, shown
+from oneshot_medad.calibration import RULES, finest_rate, shown
 from oneshot_medad.evaluation import MEASURES
 from oneshot_medad.visualize import colours, image_again, picture, strength
 
@@ -48,6 +48,7 @@ def write_report(predictions: Predictions, path: Path, title: str | None = None)
         high=max(ends),
         calibrated=predictions.normal_scores is not None,
         n_calibration=0 if predictions.normal_scores is None else len(predictions.normal_scores),
+        finest=None if predictions.normal_scores is None else finest_rate(len(predictions.normal_scores)),
         gradient=", ".join(f"rgb({r} {g} {b})" for r, g, b in scale),
     )
     path.write_text(text, encoding="utf-8")
@@ -64,7 +65,10 @@ def notebook_table(predictions: Predictions) -> str:
             thumbnail.thumbnail(THUMBNAIL)
             row["picture"] = _uri(thumbnail, "JPEG")
     return _template("table.html.j2").render(
-        rows=rows, more=len(predictions) - len(rows), threshold=predictions.threshold
+        rows=rows,
+        more=len(predictions) - len(rows),
+        threshold=predictions.threshold,
+        finest=None if predictions.normal_scores is None else finest_rate(len(predictions.normal_scores)),
     )
 
 

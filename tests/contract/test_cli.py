@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from backbone_repos import SMALL_CLIP, SMALL_DD, clip_repo, medvae_repo, small_spec
 
-from oneshot_medad import cli
+from oneshot_medad import AnomalyDetector, cli
 from oneshot_medad.backbones import specs
 from oneshot_medad.backbones.specs import SPEC, BackboneSpec
 
@@ -35,6 +35,8 @@ def test_download_makes_a_folder_or_says_why_not(hub, monkeypatch, tmp_path, cap
     assert BackboneSpec.from_folder(tmp_path / "small").to_dict() == small_spec().to_dict()
     assert run(monkeypatch, "download", "--backbone", "tiny", "--to", tmp_path / "tiny") == 0
     assert "needs no download" in capsys.readouterr().out
+    assert run(monkeypatch, "download", "--backbone", "tiny", "--to", tmp_path / "tiny", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["backbone"] == "tiny"
     assert run(monkeypatch, "download", "--backbone", "huge", "--to", tmp_path / "huge") == 1
     assert "'medvae-vitl14'" in capsys.readouterr().err
 
@@ -67,7 +69,7 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     arguments = ["predict", detector, scans / "normal", scans / "abnormal", "--out", out, "--json"]
     assert run(monkeypatch, *arguments) == 0
     assert json.loads(capsys.readouterr().out) | {"flagged": 0} == {
-        "images": 8, "flagged": 0, "failed": 0, "table": str(out / "scores.csv")
+        "images": 8, "flagged": 0, "cannot_judge": 0, "failed": 0, "table": str(out / "scores.csv")
     }  # fmt: skip
     whole = (out / "scores.csv").read_text()
     rows = list(csv.DictReader(whole.splitlines()))
@@ -87,8 +89,11 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     kept = (out / "audit.jsonl").read_text().splitlines(keepends=True)[:6]
     (out / "audit.jsonl").write_text("".join(kept)[:-20])
     (scans / "abnormal" / "torn.png").write_bytes(b"\x89PNG")
-    assert run(monkeypatch, *arguments) == 2
-    assert json.loads(capsys.readouterr().out)["failed"] == 1
+    assert run(monkeypatch, *arguments) == 3
+    said_now = capsys.readouterr()
+    assert json.loads(said_now.out)["failed"] == 1
+    assert "not read: " in said_now.err
+    assert "torn.png" in said_now.err
     again = {row["name"]: row for row in csv.DictReader((out / "scores.csv").open())}
     assert len(again) == 9
     records = [json.loads(line) for line in (out / "audit.jsonl").read_text().splitlines()]
@@ -117,6 +122,70 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     assert run(monkeypatch, "fit", scans / "abnormal" / "none.png", "--out", scans / "x") == 1
     assert "none.png" in capsys.readouterr().err
     assert not (scans / "x").exists()
+    assert run(monkeypatch, "fit", scans / "support.png", "--out", scans / "normal") == 1
+    assert "other files" in capsys.readouterr().err
+
+    # another detector does not go on where this one stopped, even with the same threshold
+    other = AnomalyDetector(recipe=small, random_state=1).fit(str(scans / "support.png"))
+    other.set_threshold(said["threshold"]).save_pretrained(scans / "other")
+    assert run(monkeypatch, "predict", scans / "other", scans / "normal", "--out", out) == 1
+    assert "another detector" in capsys.readouterr().err
+
+
+def test_calibrate(fitted, scans, monkeypatch, capsys):
+    fitted.save_pretrained(scans / "detector", license="mit", modality="brain MRI")
+    arguments = ["calibrate", scans / "detector", scans / "normal"]
+    assert run(monkeypatch, *arguments) == 1
+    assert "at least 19" in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, "--target-fpr", 0.25) == 0
+    assert "4 normal images support no finer rate than 1/5 = 0.2" in capsys.readouterr().out
+    assert run(monkeypatch, "info", scans / "detector", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["threshold_rule"], said["n_calibration"], said["finest_rate"]) == ("normals", 4, 0.2)
+    assert (said["license"], said["modality"]) == ("mit", "brain MRI")
+    assert "license: mit" in (scans / "detector" / "README.md").read_text()
+    assert run(monkeypatch, *arguments, "--abnormal", scans / "abnormal", "--out", scans / "new", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["detector"] == str(scans / "new")
+    assert run(monkeypatch, "info", scans / "new", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["threshold_rule"] == "labels"
+    assert run(monkeypatch, "calibrate", "clinic/brain", scans / "normal") == 1
+    assert "--out" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_ends_in_one_line(fitted, scans, monkeypatch, capsys):
+    fitted.save_pretrained(scans / "detector")
+    predict = ["predict", scans / "detector", scans / "normal", "--out"]
+    assert run(monkeypatch, *predict, scans / "support.png") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("FileExistsError: ")
+    assert said.count("\n") == 1
+
+    monkeypatch.setattr(cli, "CHUNK", 2)
+    score = AnomalyDetector._score
+
+    def interrupted(self, images):
+        if (scans / "out" / "heatmaps").exists():
+            raise KeyboardInterrupt
+        return score(self, images)
+
+    monkeypatch.setattr(AnomalyDetector, "_score", interrupted)
+    assert run(monkeypatch, *predict, scans / "out") == 130
+    assert "2 images are in" in capsys.readouterr().err
+    monkeypatch.setattr(AnomalyDetector, "_score", score)
+    assert run(monkeypatch, *predict, scans / "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 4
+    assert len((scans / "out" / "scores.csv").read_text().splitlines()) == 5
+
+
+def test_demo_and_version(small, monkeypatch, tmp_path, capsys):
+    from oneshot_medad import __version__, config
+
+    monkeypatch.setitem(config.RECIPES, "default", small)
+    assert run(monkeypatch, "demo", "--out", tmp_path / "demo", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 24
+    assert (tmp_path / "demo" / "contact-sheet.png").is_file()
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_predict_writes_other_formats_and_says_what_is_missing(fitted, scans, monkeypatch, capsys):
@@ -141,7 +210,7 @@ def test_report(fitted, scans, monkeypatch, capsys):
     (scans / "abnormal" / "torn.png").write_bytes(b"\x89PNG")
     out = scans / "new" / "report.html"
     arguments = ["report", scans / "detector", scans / "abnormal", "--out", out, "--title", "Four & one", "--json"]
-    assert run(monkeypatch, *arguments) == 2
+    assert run(monkeypatch, *arguments) == 3
     values = json.loads(capsys.readouterr().out)
     assert (values["images"], values["failed"], values["report"]) == (5, 1, str(out))
     text = out.read_text()
@@ -149,7 +218,9 @@ def test_report(fitted, scans, monkeypatch, capsys):
     assert text.count('class="heat') == 4
     (scans / "abnormal" / "torn.png").unlink()
     assert run(monkeypatch, *arguments) == 0
-    assert run(monkeypatch, "report", scans / "detector", scans / "none.png", "--out", out) == 2
+    assert run(monkeypatch, "report", scans / "detector", scans / "none.png", "--out", scans / "new") == 3
+    assert "none.png" in capsys.readouterr().err
+    assert (scans / "new" / "report.html").is_file()  # a folder was named
 
 
 def test_volumes_and_archives(fitted, sample, monkeypatch, tmp_path, capsys):

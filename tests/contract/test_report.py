@@ -77,7 +77,14 @@ def test_the_report_is_one_file_that_asks_for_nothing(predictions, tmp_path):
     assert path.stat().st_size < 200_000
     assert "<b>badly" not in path.read_text()
     assert not [attrs for tag, attrs in page.found if tag == "img" and "onerror" in attrs]
-    for said in ("Brains <2>", "tiny", "2 fitted on, 3 more calibrated on", "It was set by hand.", "0.750 (95 %"):
+    for said in (
+        "Brains <2>",
+        "tiny",
+        "2 fitted on, 3 more calibrated on",
+        "1/4 = 0.25",
+        "It was set by hand.",
+        "0.750 (95 %",
+    ):
         assert said in page.text
     assert page.text.count("not a medical device") == 2
     assert EVIL in page.text

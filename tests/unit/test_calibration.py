@@ -1,9 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
 
 from oneshot_medad import AnomalyDetector, Predictions
 from oneshot_medad.calibration import labelled_threshold, normal_threshold
-from oneshot_medad.errors import ConfigError, ImageFileError, NotFittedError
+from oneshot_medad.errors import ConfigError, ExtraError, ImageFileError, NotFittedError
 
 
 def test_the_conformal_threshold_by_hand():
@@ -43,6 +45,7 @@ def test_p_values_and_percentiles_by_hand():
     assert np.isnan(found.p_values[3])
     assert found.flags.tolist() == [False, False, True, False]
     assert "torn" in str(found)
+    assert "p-values: 4 normal images support no finer rate than 1/5 = 0.2." in str(found)
 
 
 def test_calibrate_moves_the_threshold_and_survives_saving(fitted, sample, small, tmp_path):
@@ -71,6 +74,20 @@ def test_calibrate_moves_the_threshold_and_survives_saving(fitted, sample, small
         AnomalyDetector().set_threshold(1.0)
 
 
+def test_another_threshold_forgets_what_was_measured_at_the_old_one(fitted, sample, tmp_path):
+    detector = AnomalyDetector.from_pretrained(fitted.save_pretrained(tmp_path / "a"))
+    measured = detector.evaluate(sample.images, sample.labels)
+    detector.set_threshold(0.3)
+    assert detector.evaluation_["image_auroc"] == measured["image_auroc"]
+    assert {k for k in measured if k not in detector.evaluation_} == {
+        "sensitivity", "sensitivity_interval", "specificity", "specificity_interval"
+    }  # fmt: skip
+    card = (detector.save_pretrained(tmp_path / "b") / "README.md").read_text()
+    assert "image AUROC" in card
+    assert "sensitivity" not in card.lower()
+    assert AnomalyDetector.from_pretrained(tmp_path / "b").evaluation_ == detector.evaluation_
+
+
 def test_bad_images_can_be_recorded(fitted, sample, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     images = [sample.images[0], tmp_path / "broken.png", np.full((8, 8), 3, np.uint8), sample.images[1]]
@@ -94,4 +111,16 @@ def test_rows_and_files(fitted, sample, tmp_path):
     found = fitted.predict(sample.images[:3])
     frame = pandas.read_csv(found.to_csv(tmp_path / "scores.csv"))
     assert frame["score"].to_numpy() == pytest.approx(found.scores)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(ExtraError, match="parquet"):
+            found.to_parquet(tmp_path / "scores.parquet")
     assert list(frame.columns) == ["name", "verdict", "score", "shown", "flag", "similarity", "reason", "threshold"]
+
+
+def test_parquet_holds_the_rows(fitted, sample, tmp_path):
+    pytest.importorskip("pyarrow")
+    import pandas
+
+    found = fitted.predict(sample.images[:3])
+    pandas.testing.assert_frame_equal(pandas.read_parquet(found.to_parquet(tmp_path / "x.parquet")), found.to_frame())

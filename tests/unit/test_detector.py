@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -124,6 +125,8 @@ def test_the_constructor_only_stores():
         ({"random_state": -1}, "random_state=-1"),
         ({"random_state": "x"}, "random_state='x'"),
         ({"intensity_range": (5, 1)}, "low < high"),
+        ({"intensity_range": 5}, "low < high"),
+        ({"intensity_range": (0, 1, 2)}, "low < high"),
     ],
 )
 def test_parameters_are_checked_by_fit(parameters, message, sample):
@@ -220,6 +223,16 @@ def test_preview_is_what_the_networks_see(sample):
     assert shown[64:-64].mean() == pytest.approx(image.mean() / 2, abs=0.5)
     with pytest.raises(ImageError, match="2 images; wanted one"):
         detector.preview([image, image])
+
+
+def test_a_fit_on_faint_images_warns(sample, small):
+    detector = AnomalyDetector(recipe=small, random_state=0)
+    twelve_bits = sample.support.astype(np.uint16) * 16
+    with pytest.warns(UserWarning, match=r"image 0, which uses 4\.\d% .*intensity_range"):
+        detector.fit(twelve_bits)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Got ")
+        detector.set_params(intensity_range=(0, 4095)).fit(twelve_bits)
 
 
 def test_describe_says_what_a_detector_does(fitted, sample):

@@ -328,7 +328,14 @@ def test_an_evaluation_is_stored_and_shown(fitted, sample, tmp_path):
     assert f"{found['image_auroc']:.3f}" in text
     assert "license: mit" in text
     assert "brain MRI" in text
-    assert AnomalyDetector.from_pretrained(folder).evaluation_ == found
+    again = AnomalyDetector.from_pretrained(folder)
+    assert again.evaluation_ == found
+    assert (
+        "license: mit" in (again.save_pretrained(tmp_path / "c") / "README.md").read_text()
+    )  # saving keeps what was said
+    for text in ("two\nlines", "x" * 501):
+        with pytest.raises(PersistenceError, match="one printable line"):
+            again.save_pretrained(tmp_path / "d", modality=text)
 
 
 def test_a_detector_with_other_parameters_comes_back_with_them(sample, small, tmp_path):

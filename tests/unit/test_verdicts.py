@@ -46,7 +46,10 @@ def test_the_reject_band_lies_between_two_rates_and_is_saved(fitted, sample, tmp
     scores = np.sort(detector.predict(sample.images[:4]).scores)
     found = AnomalyDetector.from_pretrained(detector.save_pretrained(tmp_path / "band")).predict(sample.images)
     assert (found.threshold, found.uncertain_from) == (scores[3], scores[1])  # ⌈5 · 0.8⌉ = 4th and ⌈5 · 0.4⌉ = 2nd
-    assert found.least_similarity == detector.predict(sample.images[:4]).similarities.min()
+    lowest = detector.predict(sample.images[:4]).similarities.min()
+    assert found.least_similarity == fitted.predict(sample.support).least_similarity < lowest  # not stricter
+    everything = detector.calibrate(sample.images, sample.labels).predict(sample.images)
+    assert everything.least_similarity == everything.similarities.min()  # of 8, of both kinds, at a rate of 5 %
     assert found.verdicts[:4].count("uncertain") == 2
     assert detector.set_threshold(0.5).predict(sample.images[:1]).uncertain_from is None
 

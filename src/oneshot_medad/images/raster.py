@@ -25,7 +25,10 @@ _MODES = {
     "YCbCr": "RGB",
     "HSV": "RGB",
     "LAB": "RGB",
+    "RGBX": "RGB",
 }
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_BITS, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # of TIFF
 
 
 class Raster:
@@ -52,14 +55,25 @@ class Raster:
         with self._lock:  # one place in the file, however many threads
             if index != self._image.tell():
                 self._image.seek(index)
-            return from_pil(self._image), window, None
+            array, stated = from_pil(self._image)
+            return array, window or stated, None
 
 
-def from_pil(image: PILImage.Image) -> np.ndarray:
-    """(H, W) or (H, W, 3) of a PIL image, upright, with all its bits."""
+def from_pil(image: PILImage.Image) -> tuple[np.ndarray, Window]:
+    """(H, W) or (H, W, 3) of a PIL image, upright, with all its bits; and its range, if its type does not say it."""
     deep_png = image.format == "PNG" and image.mode == "I"
+    tags = image.tag_v2 if image.format == "TIFF" and hasattr(image, "tag_v2") else {}
     image = ImageOps.exif_transpose(image)
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
     if image.mode in _MODES:
         image = image.convert(_MODES[image.mode])
     array = np.array(image)
-    return array.astype(np.uint16) if deep_png else array  # Pillow before 11.3 opens 16-bit PNGs in its 32-bit mode
+    if deep_png:  # Pillow before 11.3 opens 16-bit PNGs in its 32-bit mode
+        array = array.astype(np.uint16)
+    if array.dtype == np.uint8 and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        array = array.view(np.int8)
+    bits = tags.get(_BITS, (16,))[0]
+    if array.dtype == np.uint16 and bits < 16:  # 12 bits, which Pillow unpacks but does not spread over 16
+        return array, (0.0, 2.0**bits - 1)
+    return array, None

@@ -89,7 +89,8 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
         return MedicalImage(_to_tensor(array, name, intensity_range), name, spacing)
     if isinstance(source, PILImage.Image):
         with reading(name):
-            array = from_pil(source)
+            array, stated = from_pil(source)
+        intensity_range = intensity_range or stated
     elif isinstance(source, torch.Tensor):
         with reading(name):
             tensor = source.detach().cpu()

@@ -77,19 +77,15 @@ different.
 """
 
 
-def model_card(stored: Stored, location: str, license: str | None, modality: str | None, sheet: bool = False) -> str:  # noqa: A002
+def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
     """README.md of a detector in the Hub's format.
 
     Parameters
     ----------
     stored
-        The detector.
+        The detector; its provenance has the author's licence and modality, which are never invented.
     location
         Folder or repository that the loading example names.
-    license
-        The author's choice, as the Hub writes it; never invented.
-    modality
-        What the images are, in the author's words.
     sheet
         Whether the picture of drawn anomalies lies beside it.
     """
@@ -98,7 +94,7 @@ def model_card(stored: Stored, location: str, license: str | None, modality: str
     backbone, provenance = stored.config["backbone"]["name"], stored.provenance
     metadata = ModelCardData(
         library_name="oneshot-medad",
-        license=license,
+        license=provenance["license"],
         pipeline_tag="image-segmentation",
         base_model=base_models(backbone),
         tags=["anomaly-detection", "medical-imaging", "one-shot", "research-use-only"],
@@ -108,7 +104,7 @@ def model_card(stored: Stored, location: str, license: str | None, modality: str
         title=location.rstrip("/").split("/")[-1] or "detector",
         location=location,
         count=stored.calibration["n_support"],
-        modality=modality or "not stated",
+        modality=provenance["modality"] or "not stated",
         backbone=backbone,
         recipe=stored.config["parameters"]["recipe"],
         created=provenance["created"],
@@ -119,7 +115,7 @@ def model_card(stored: Stored, location: str, license: str | None, modality: str
         evaluation=_evaluation(provenance.get("evaluation")),
         threshold=f"{stored.calibration['threshold']:.4g}",
         rule=RULES[stored.calibration["rule"]],
-        license=license or "Not stated by the author.",
+        license=provenance["license"] or "Not stated by the author.",
     )
 
 

@@ -48,7 +48,7 @@ def replacing(target: Path) -> Iterator[Path]:
         ``target`` is something other than a detector's folder or an empty one, or cannot be written.
     """
     target = target.absolute()
-    _check_target(target)
+    check_target(target)
     fresh = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,8 @@ def replacing(target: Path) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)  # after an exchange this is the old folder
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
+    """Raise a `PersistenceError` if ``target`` holds something other than a detector."""
     if not os.path.lexists(target):
         return
     if not target.is_dir():

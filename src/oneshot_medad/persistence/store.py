@@ -23,6 +23,9 @@ SCHEMA = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a schema to a function that turns its ``config.json`` into the next schema's."""
 
+MAX_TEXT = 500
+"""Characters of the licence and of the modality."""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -133,8 +136,16 @@ def _provenance(folder: Path) -> dict[str, Any]:
     """No prediction depends on it, but cards are written from it."""
     where = str(folder / PROVENANCE)
     values = take(
-        read_json(folder, PROVENANCE), where, created=str, versions=dict, support=list, evaluation=(dict, type(None))
+        {"license": None, "modality": None, **read_json(folder, PROVENANCE)},
+        where,
+        created=str,
+        versions=dict,
+        support=list,
+        evaluation=(dict, type(None)),
+        license=(str, type(None)),
+        modality=(str, type(None)),
     )
+    check_said(values, where + ": ")
     images = [
         take(image if isinstance(image, dict) else {}, where, sha256=str, size=list) for image in values["support"]
     ]
@@ -147,6 +158,16 @@ def _provenance(folder: Path) -> dict[str, Any]:
     ):
         raise PersistenceError(f"{where} holds something other than a time, versions, hashes, sizes and measures.")
     return values
+
+
+def check_said(values: Mapping[str, Any], where: str = "") -> None:
+    """Raise a `PersistenceError` unless licence and modality are lines of text or None."""
+    for name in ("license", "modality"):
+        text = values[name]
+        if text is not None and not (isinstance(text, str) and text.isprintable() and len(text) <= MAX_TEXT):
+            raise PersistenceError(
+                f"{where}Got {name}={str(text)[:80]!r}; wanted one printable line of at most {MAX_TEXT} characters."
+            )
 
 
 def _migrated(config: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -14,9 +14,13 @@ import json
 import platform
 import subprocess
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -235,11 +239,17 @@ def table(results: dict) -> str:
         trivial, fit = (np.mean([s[n] for s in seeds]) for n in ("brightness_auroc", "fit_seconds"))
         cells += [f"{trivial:.3f}", f"{fit:.0f}"]
         lines.append(f"| {run['set']} | {run['shots']} | {run['method']} | " + " | ".join(cells) + " |")
+    n_sets = len({run["set"] for run in results["runs"]})
+    for shots, method in dict.fromkeys((run["shots"], run["method"]) for run in results["runs"]):
+        found = [r["seeds"] for r in results["runs"] if (r["shots"], r["method"]) == (shots, method)]
+        if n_sets > 1 and len(found) == n_sets:
+            means = [f"{np.mean([np.mean([s[n] for s in seeds]) for seeds in found]):.3f}" for n in names[:2]]
+            lines.append(f"| mean | {shots} | {method} | {means[0]} | | {means[1]} | | | | |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str]) -> None:
-    """Run the chosen sets × shots × methods × seeds; write JSON after every one and a Markdown table beside it."""
+    """Run the chosen sets × shots × methods × seeds; write JSON and a Markdown table, anew after every set."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks run", description=__doc__)
     parser.add_argument("--config", type=Path, help="JSON file with values for the options below, and recipes")
     parser.add_argument("--data", default=DEFAULT_DATA)
@@ -249,6 +259,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, help="test images of each seed, the same for all methods; default all")
+    parser.add_argument("--jobs", type=int, default=1, help="sets at a time, each in a process with one thread")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments).config
     config = json.loads(chosen.read_text()) if chosen else {}
@@ -261,15 +272,20 @@ def main(arguments: list[str]) -> None:
         if method not in methods and method not in BASELINES:
             parser.error(f"Got method {method!r}; wanted some of {', '.join([*methods, *BASELINES])}.")
     results: dict = {"environment": environment(), "limit": args.limit, "runs": []}
-    for name in args.sets:
-        collection = read_collection(args.data, name, args.role)
-        for shots in args.shots:
-            for method in args.methods:
-                seeds = []
-                run = {"set": name, "shots": shots, "method": method, "seeds": seeds}
-                results["runs"].append(run)
-                for seed in range(args.seeds):
-                    seeds.append(evaluate(collection, methods.get(method, method), shots, seed, args.limit))
-                    args.out.write_text(json.dumps(results, indent=1) + "\n")
-                    args.out.with_suffix(".md").write_text(table(results))
-                print(table({"runs": [run]}).splitlines()[-1], flush=True)
+    workers = ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,))
+    with workers if args.jobs > 1 else nullcontext() as pool:
+        for runs in (pool.map if pool else map)(partial(run_set, args=args, methods=methods), args.sets):
+            results["runs"] += runs
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+            args.out.with_suffix(".md").write_text(table(results))
+
+
+def run_set(name: str, args: argparse.Namespace, methods: dict[str, Recipe]) -> list[dict]:
+    """All shots × methods × seeds on one collection."""
+    collection, runs = read_collection(args.data, name, args.role), []
+    for shots, method in product(args.shots, args.methods):
+        wanted = methods.get(method, method)
+        seeds = [evaluate(collection, wanted, shots, seed, args.limit) for seed in range(args.seeds)]
+        runs.append({"set": name, "shots": shots, "method": method, "seeds": seeds})
+        print(table({"runs": runs[-1:]}).splitlines()[-1], flush=True)
+    return runs

@@ -134,9 +134,9 @@ def read_folder(folder: Path) -> Stored:
 
 def _provenance(folder: Path) -> dict[str, Any]:
     """No prediction depends on it, but cards are written from it."""
-    where = str(folder / PROVENANCE)
+    where, stored = str(folder / PROVENANCE), read_json(folder, PROVENANCE)
     values = take(
-        {"license": None, "modality": None, **read_json(folder, PROVENANCE)},
+        {**stored, "license": stored.get("license"), "modality": stored.get("modality")},  # older folders lack them
         where,
         created=str,
         versions=dict,

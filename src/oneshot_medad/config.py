@@ -142,8 +142,9 @@ class Recipe:
     def named(cls, name: str) -> Recipe:
         """One of the recipes that come with the package.
 
-        ``"default"`` is the best known; ``"scratch"`` the same with more steps, for frozen networks without initial
-        values of the trained parts; ``"reference"`` the joint training as the method document writes it.
+        ``"default"`` is the best known; ``"scratch"`` the same with more steps and without latents and mirror images at
+        the prediction, for large frozen networks without initial values of the trained parts; ``"reference"`` the joint
+        training as the method document writes it.
         """
         if name not in RECIPES:
             raise ConfigError(f"Got recipe {name!r}; wanted one of {', '.join(map(repr, RECIPES))} or a Recipe.")
@@ -195,6 +196,7 @@ RECIPES = {
     "default": _DEFAULT,
     "scratch": replace(
         _DEFAULT,
+        n_reference=6,
         n_phrases=4,
         branches={"clip": 0.85, "nearest": 0.15},
         mirror=False,

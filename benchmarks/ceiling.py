@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sets", nargs="+", default=["headct", "covidx", "lgg", "mias"])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
-    found = {name: measure(read_collection(args.data, name, args.role)) for name in args.sets}
+    found = {name: measure(read_collection(args.data, name, args.role, mirror=False)) for name in args.sets}
     args.out.write_text(json.dumps({"environment": environment(), "image_auroc": found}, indent=1) + "\n")
     columns = list(next(iter(found.values())))
     lines = ["| set | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]

@@ -98,7 +98,7 @@ def _tiny() -> Backbone:
     return load_backbone(get_spec("tiny"), torch.device("cpu"))
 
 
-def read_collection(data: str, name: str, role: str = "eval") -> Collection:
+def read_collection(data: str, name: str, role: str = "eval", mirror: bool = True) -> Collection:
     """Read every labelled image of a set and run the frozen networks over it."""
     backbone = _tiny()
     items = [i for i in read_manifest(data, role=role, sets=[name]) if i.label in ("normal", "abnormal")]
@@ -107,7 +107,8 @@ def read_collection(data: str, name: str, role: str = "eval") -> Collection:
         pixels = [load(item.path).float() / 255 for item in items[start : start + 32]]
         sizes += [(p.shape[1], p.shape[2]) for p in pixels]
         brightness += [float(p.mean()) for p in pixels]
-        parts.append(encode(backbone, torch.stack([to_field(p, backbone.spec.image_px) for p in pixels]), mirror=True))
+        fields = torch.stack([to_field(p, backbone.spec.image_px) for p in pixels])
+        parts.append(encode(backbone, fields, mirror=mirror))
     return Collection(name, items, join(parts), sizes, np.array(brightness))
 
 

@@ -3,14 +3,16 @@
 import csv
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import heatmaps, run
+from benchmarks import ceiling, heatmaps, run
 from benchmarks.baselines import padim
+from benchmarks.data import Item
 from oneshot_medad import AnomalyDetector, config
 
 
@@ -66,6 +68,18 @@ def test_the_picture_of_hits_and_failures(small, tmp_path, monkeypatch):
     heatmaps.draw(tmp_path / "heatmaps.png")
     with Image.open(tmp_path / "heatmaps.png") as picture:
         assert picture.width == 3 * 3 * (246 // 2)  # three columns of image, heatmap and both at half size
+
+
+def test_a_probe_finds_what_is_there_and_nothing_else():
+    rng = np.random.default_rng(0)
+    items = [
+        Item(Path(f"{i}.png"), "eval", "made", word, word, None, f"patient {i // 2}")
+        for i, word in enumerate(["normal", "abnormal"] * 40)
+    ]
+    made = run.Collection("made", items, None, [], np.zeros(80))
+    told = rng.normal(size=(80, 4)) + 3 * made.labels[:, None]
+    assert ceiling.probe(made, told) > 0.95
+    assert 0.3 < ceiling.probe(made, rng.normal(size=(80, 4))) < 0.7
 
 
 def test_unknown_methods_are_refused_before_anything_runs(data, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """Adapt the vision trunk to medical images, together with the detector that reads it, by one-shot episodes on the pool.
 
 python -m benchmarks.pretrain.adapt --data DIR --clip clip.safetensors --heads heads.safetensors
+python -m benchmarks.pretrain.adapt --data DIR --clip clip.safetensors --heads heads.safetensors --more --keep 0.5
 
 The trunk learns whatever helps the adapters to tell lesions from what is normal next to one normal image, and is held
 close to ImageNet's by the cosine between its image embeddings and those of a frozen copy, so that the text tower keeps
-its meaning.
+its meaning. ``--more`` goes on from the package's adapted trunk and heads; ``--keep`` mixes the values before into the
+result (WiSE-FT, Wortsman et al. 2022).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.data import DEFAULT_DATA
 from benchmarks.pretrain.episodes import Pool, episode_loss
@@ -51,26 +54,39 @@ def pooled(tower: VisionTower):
     return embed
 
 
-def start(backbone: Backbone, seed: int) -> JointModel:
-    """The trained parts of a default detector with both learned branches, from random values."""
+def start(backbone: Backbone, seed: int, init: str = "random") -> JointModel:
+    """The trained parts of a default detector with both learned branches."""
     torch.manual_seed(seed)
     side = backbone.spec.image_px
     example = encode(backbone, torch.rand(1, 3, side, side))
     recipe = replace(Recipe.named("default"), branches={"clip": 0.5, "latent": 0.5})
-    return JointModel.build(recipe, backbone, example, "random")
+    return JointModel.build(recipe, backbone, example, init)
 
 
 def train(
-    data: str, clip: Path, heads: Path, steps: int, count: int = 5, lr: float = 1e-3, lr_trunk: float = 2e-4, limit=None
-):
-    """Write the adapted CLIP model to ``clip`` and adapters, prompts and scale to ``heads``."""
+    data: str,
+    clip: Path,
+    heads: Path,
+    steps: int,
+    count: int = 5,
+    lr: float = 1e-3,
+    lr_trunk: float = 2e-4,
+    limit: int | None = None,
+    more: bool = False,
+    keep: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Write the running mean of the adapted CLIP model to ``clip``, and of adapters, prompts and scale to ``heads``."""
     begun = time.time()
     backbone = load_backbone(get_spec("tiny"), CPU)
     vision = backbone.vision.to(memory_format=torch.channels_last)
-    pool = Pool(data, backbone.spec.image_px, pooled(vision), limit=limit)
+    pool = Pool(data, backbone.spec.image_px, pooled(vision), seed=seed, limit=limit)
     print(f"{len(pool.items)} images, {time.time() - begun:.0f} s", flush=True)
-    model = start(backbone, seed=0)
+    model = start(backbone, seed, "pretrained" if more else "random")
     trunk = vision.visual.trunk
+    trained = torch.nn.ModuleDict({"trunk": trunk, "heads": model})
+    before = {k: v.clone() for k, v in trained.state_dict().items()}
+    averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     teacher = copy.deepcopy(vision.visual)
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
     head = [*model.adapters["clip"].parameters(), *model.prompts.parameters(), model.log_scale, calibration]
@@ -101,22 +117,34 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         optimiser.step()
+        averaged.update_parameters(trained)
         history.append({k: float(v.detach()) for k, v in terms.items()})
         if (step + 1) % 100 == 0 or step + 1 == steps:
             means = {k: round(float(np.mean([h[k] for h in history[-100:]])), 4) for k in history[-1]}
             print(step + 1, f"{time.time() - begun:.0f} s", means, flush=True)
-    tensors = load_file(backbone.spec.folder / "clip.safetensors")
-    tensors |= {f"visual.trunk.{k}": v.half() if v.is_floating_point() else v for k, v in trunk.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, clip)
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            values = averaged.module.state_dict()
+            mixed = {k: v.lerp(before[k], keep) if keep and v.is_floating_point() else v for k, v in values.items()}
+            save(mixed, backbone.spec.folder / "clip.safetensors", clip, heads)
     described = json.loads((backbone.spec.folder / "clip.json").read_text())
-    described["record"]["adapted"] = {
-        "steps": steps, "episodes_a_step": count, "minutes": round((time.time() - begun) / 60, 1), "losses": means
-    }  # fmt: skip
+    record = {"steps": steps, "episodes_a_step": count, "kept_of_before": keep, "seed": seed}
+    record |= {"minutes": round((time.time() - begun) / 60, 1), "losses": means}
+    described["record"].setdefault("adapted", []).append(record)
     clip.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
-    kept_parts = {
-        k: v for k, v in model.state_dict().items() if k.startswith(("adapters.clip", "prompts", "log_scale"))
-    }
-    save_file({k: v.half().contiguous() for k, v in kept_parts.items()}, heads)
+
+
+def save(values: dict[str, torch.Tensor], old: Path, clip: Path, heads: Path) -> None:
+    """The CLIP model ``old`` with the adapted trunk to ``clip``, what was trained with it to ``heads``."""
+    tensors, parts = load_file(old), {}
+    for name, value in values.items():
+        kind, _, rest = name.partition(".")
+        value = value.half() if value.is_floating_point() else value
+        if kind == "trunk":
+            tensors[f"visual.trunk.{rest}"] = value
+        elif rest.startswith(("adapters.clip", "prompts", "log_scale")):
+            parts[rest] = value
+    for found, path in ((tensors, clip), (parts, heads)):
+        save_file({k: v.contiguous() for k, v in found.items()}, path)
 
 
 if __name__ == "__main__":
@@ -126,5 +154,9 @@ if __name__ == "__main__":
     parser.add_argument("--heads", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="images of each class, for a trial")
     parser.add_argument("--steps", type=int, default=1800)
-    args = parser.parse_args()
-    train(args.data, args.clip, args.heads, args.steps, limit=args.limit)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of adapters and prompts")
+    parser.add_argument("--lr-trunk", type=float, default=2e-4)
+    parser.add_argument("--more", action="store_true", help="go on from the package's values")
+    parser.add_argument("--keep", type=float, default=0.0, help="share of the values before in the result")
+    parser.add_argument("--seed", type=int, default=0)
+    train(**vars(parser.parse_args()))

@@ -150,7 +150,11 @@ class Pool:
         )
 
     def _appearance(self, images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What differs between modalities and sites: orientation, window, gamma, polarity, sharpness, speckle."""
+        """What differs between modalities and sites: orientation, window, gamma, polarity, shading, texture, sharpness,
+        speckle.
+
+        Texture changes by a random convolution, the same for all images of an episode (Xu et al. 2021).
+        """
         rng, size = self.rng, images.shape[-2:]
         if rng.random() < 0.3:
             turns = int(rng.integers(4))
@@ -162,6 +166,12 @@ class Pool:
             images = ((images - low) / (high - low)).clamp(0, 1)
         if rng.random() < 0.12:
             images = 1 - images
+        if rng.random() < 0.2:
+            slope = torch.randn(1, 1, 3, 3, generator=self.generator)
+            shade = F.interpolate(slope, size, mode="bicubic", align_corners=True)
+            images = (images * (rng.uniform(0.1, 0.4) * shade).exp()).clamp(0, 1)
+        if rng.random() < 0.25:
+            images = self._convolved(images, int(rng.choice([1, 3, 5])), rng.uniform(0.2, 0.9))
         if rng.random() < 0.3:
             images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
         if rng.random() < 0.2:
@@ -172,6 +182,14 @@ class Pool:
             speckle = torch.randn(1, 1, *size, generator=self.generator)
             images = (images * (1 + rng.uniform(0.02, 0.15) * speckle)).clamp(0, 1)
         return images, masks
+
+    def _convolved(self, images: torch.Tensor, side: int, share: float) -> torch.Tensor:
+        """Images mixed with what a random convolution makes of them, with the range they had together."""
+        kernel = torch.randn(3, 3, side, side, generator=self.generator) / (3 * side * side) ** 0.5
+        found = F.conv2d(F.pad(images, [side // 2] * 4, mode="reflect"), kernel)
+        mixed = images.lerp((found - found.mean()) / found.std() * images.std() + images.mean(), share)
+        low, high = mixed.amin(), mixed.amax()
+        return images.amin() + (mixed - low) / (high - low).clamp(min=1e-6) * (images.amax() - images.amin())
 
 
 def _field(item: Item, side: int) -> torch.Tensor:

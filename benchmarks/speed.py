@@ -2,7 +2,8 @@
 
 python -m benchmarks speed --out benchmarks/results/speed.json
 
-Every comparison measures both sides in turn, several times, and reports the ratio of their medians.
+Every comparison measures both sides in turn, several times, and reports the ratio of their medians. A fit, a prediction
+and the start of a saved detector run in processes of their own, whose peak memory is theirs alone.
 """
 
 from __future__ import annotations
@@ -37,11 +38,17 @@ from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES, Adapters, si
 from oneshot_medad.nn.losses import dice_loss, focal_loss
 from oneshot_medad.scoring import Scorer
 from oneshot_medad.synthesis.lesions import add_lesions
-from oneshot_medad.training.cache import Encoded, Views, draw_batch, make_views
+from oneshot_medad.training.cache import Views, draw_batch, make_views
 from oneshot_medad.training.joint import JointModel
+from oneshot_medad.training.loop import train
 
 CPU = torch.device("cpu")
 BATCH = 8
+SCRATCH = Recipe.named("scratch")
+RECIPES = {
+    "clip and nearest": SCRATCH,
+    "all branches": replace(SCRATCH, branches={"clip": 0.5, "latent": 0.2, "nearest": 0.2, "deviation": 0.1}),
+}
 CLIP = {
     "embed_dim": 768,
     "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14},
@@ -122,19 +129,28 @@ class MediClipStyle(nn.Module):
         return F.normalize(torch.stack(classes), dim=-1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return similarity_map(self.adapters(self.vision[0](images)), self.words(), 1.0, (28, 28))
+        return similarity_map(self.adapters(self.vision[0](images), self.words()), 1.0, (28, 28))
 
 
-def views_of(count: int) -> Encoded:
-    """Cached tensors of ``count`` views, as random numbers."""
-    features = [torch.randn(count, 1024, 16, 16) for _ in range(3)]
-    return Encoded(torch.randn(count, 4, 28, 28), features, torch.rand(count, 28, 28), torch.zeros(count, 28, 28))
+def some_views(backbone: Backbone, recipe: Recipe) -> Views:
+    """Encoded views of one image, fewer than a fit makes, as a fit makes them."""
+    few = replace(recipe, n_views=BATCH, n_lesions=BATCH, n_held=2)
+    return make_views(backbone, torch.rand(1, 3, 224, 224), few, torch.Generator().manual_seed(0))
+
+
+def scorer_of(backbone: Backbone, recipe: Recipe) -> Scorer:
+    """A detector that was not trained."""
+    views = some_views(backbone, recipe)
+    model = JointModel.build(recipe, backbone, views.normal).eval()
+    scorer = Scorer.of_fit(model, F.normalize(torch.randn(2, 768), dim=-1), views).eval()
+    scorer.calibrate(views, CPU)
+    return scorer
 
 
 def training_step(backbone: Backbone, exact: Backbone, times: int) -> dict[str, float]:
     """One joint step on cached tensors against one step in MediCLIP's way, same images a step and prompts."""
-    recipe = replace(Recipe.named("scratch"), batch_size=BATCH // 2)
-    views = Views(views_of(6), views_of(24), views_of(64), views_of(2), views_of(2))
+    recipe = replace(SCRATCH, batch_size=BATCH // 2)
+    views = some_views(backbone, SCRATCH)
     model = JointModel.build(recipe, backbone, views.normal)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     generator = torch.Generator().manual_seed(0)
@@ -164,16 +180,10 @@ def training_step(backbone: Backbone, exact: Backbone, times: int) -> dict[str, 
 def prediction(backbone: Backbone, exact: Backbone, times: int) -> dict[str, dict[str, float]]:
     """Prediction of a batch against the frozen forwards alone, and against MediCLIP's own way."""
     images = torch.rand(BATCH, 3, 224, 224)
-    base = Recipe.named("scratch")
     other = MediClipStyle(exact)
     found = {}
-    for name, recipe in (
-        ("clip and nearest", base),
-        ("all branches", replace(base, branches={"clip": 0.5, "latent": 0.2, "nearest": 0.2, "deviation": 0.1})),
-    ):
-        views = Views(views_of(6), views_of(2), None, views_of(2), views_of(2))
-        model = JointModel.build(recipe, backbone, views.normal).eval()
-        scorer = Scorer.of_fit(model, F.normalize(torch.randn(2, 768), dim=-1), views).eval()
+    for name, recipe in RECIPES.items():
+        scorer = scorer_of(backbone, recipe)
 
         def ours(scorer: Scorer = scorer) -> None:
             z = backbone.latents.encode(images) if scorer.recipe.reads_latents else None
@@ -193,22 +203,42 @@ def prediction(backbone: Backbone, exact: Backbone, times: int) -> dict[str, dic
     return found
 
 
-def fit(backbone: Backbone) -> dict[str, float]:
+def fit() -> dict[str, float]:
     """One fit of one image with the default number of steps: encoding all views, and the loop."""
-    from oneshot_medad.training.loop import train
-
-    recipe = Recipe.named("scratch")
-    generator = torch.Generator().manual_seed(0)
+    backbone, generator = RandomBackbone(half=True), torch.Generator().manual_seed(0)
     start = time.perf_counter()
-    views = make_views(backbone, torch.rand(1, 3, 224, 224), recipe, generator)
+    views = make_views(backbone, torch.rand(1, 3, 224, 224), SCRATCH, generator)
     encoded = time.perf_counter()
-    model = JointModel.build(recipe, backbone, views.normal)
+    model = JointModel.build(SCRATCH, backbone, views.normal)
     train(model, views, backbone.text, generator, CPU, progress=False)
-    return {"views_s": round(encoded - start, 1), "training_s": round(time.perf_counter() - encoded, 1)}
+    done = time.perf_counter()
+    found = {"steps": SCRATCH.n_steps, "views_s": round(encoded - start, 1), "training_s": round(done - encoded, 1)}
+    return found | {"peak_memory_gib": peak_memory()}
 
 
-def cold_start() -> dict[str, float]:
-    """A new process that loads a saved tiny detector and predicts one file, and its rate on the others."""
+def predict() -> dict[str, float]:
+    """Three batches through all branches."""
+    backbone = RandomBackbone(half=True)
+    scorer = scorer_of(backbone, RECIPES["all branches"])
+    for _ in range(3):
+        images = torch.rand(BATCH, 3, 224, 224)
+        scorer(backbone.latents.encode(images), backbone.vision(images))
+    return {"peak_memory_gib": peak_memory()}
+
+
+def peak_memory() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def alone(what: str) -> dict[str, float]:
+    """What `fit` or `predict` measure in a new process."""
+    command = [sys.executable, "-m", "benchmarks", "speed", "--alone", what]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def cold_start(times: int) -> dict[str, float]:
+    """New processes that load a saved tiny detector and predict one file, and their rate on all files."""
     script = (
         "import sys, time; from pathlib import Path\n"
         "from oneshot_medad import AnomalyDetector\n"
@@ -217,23 +247,26 @@ def cold_start() -> dict[str, float]:
         "first = time.time(); detector.predict(files)\n"
         "print(first - float(sys.argv[2]), len(files) / (time.time() - first))\n"
     )
-    sample = datasets.load_sample()
+    sample, found = datasets.load_sample(), []
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
         images.mkdir()
         for name, image in zip(sample.names, sample.images, strict=True):
             Image.fromarray(image).save(images / f"{name}.png")
         AnomalyDetector(random_state=0, n_steps=2).fit(sample.support).save_pretrained(f"{folder}/detector")
-        command = [sys.executable, "-c", script, folder, str(time.time())]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    cold, rate = map(float, done.stdout.split())
+        for _ in range(times):
+            command = [sys.executable, "-c", script, folder, str(time.time())]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found.append(tuple(map(float, done.stdout.split())))
+    cold, rate = (statistics.median(seen) for seen in zip(*found, strict=True))
     return {"cold_start_s": round(cold, 1), "images_per_second": round(rate, 1)}
 
 
 def table(results: dict) -> str:
     """Markdown of the ratios."""
+    machine = results["environment"]["machine"]
     lines = [
-        f"{results['environment']['machine']}, {results['dtype']}; batch of {BATCH}.",
+        f"{machine}; ours in {results['dtype']}, MediCLIP's way in float32; batch of {BATCH}.",
         "",
         "| what | ours, s | the other, s | ratio |",
         "|---|---|---|---|",
@@ -244,9 +277,10 @@ def table(results: dict) -> str:
     fit, tiny = results["fit"], results["tiny"]
     lines += [
         "",
-        f"- Fit of one image with the default number of steps: {fit['views_s']} s for the views, then "
+        f"- Fit of one image with the default number of steps ({fit['steps']}): {fit['views_s']} s for the views, then "
         f"{fit['training_s']} s of training.",
-        f"- Peak memory of all of this, both sides in one process: {results['peak_memory_gib']} GiB.",
+        f"- Peak memory: {fit['peak_memory_gib']} GiB of the fit, {results['predict']['peak_memory_gib']} GiB of "
+        "predictions with all branches.",
         f"- Embedded networks: a new process has its first prediction of a saved detector after "
         f"{tiny['cold_start_s']} s; then {tiny['images_per_second']} images a second.",
     ]
@@ -255,18 +289,22 @@ def table(results: dict) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="JSON file; a Markdown table comes beside it")
     parser.add_argument("--times", type=int, default=3, help="measurements of each side")
+    parser.add_argument("--alone", choices=("fit", "predict"), help="measure that in this process and print it")
     args = parser.parse_args(arguments)
+    if args.alone:
+        print(json.dumps({"fit": fit, "predict": predict}[args.alone]()))
+        return
+    if args.out is None:
+        parser.error("wanted --out FILE.json")
     half, exact = RandomBackbone(half=True), RandomBackbone(half=False)
     if half.dtype == exact.dtype:
         half = exact  # no fast bfloat16 here: everything in single precision
-    results: dict = {"environment": environment(), "dtype": str(half.dtype), "tiny": cold_start()}
+    results: dict = {"environment": environment(), "dtype": str(half.dtype).removeprefix("torch.")}
+    results |= {"tiny": cold_start(args.times), "fit": alone("fit"), "predict": alone("predict")}
     results["training step against MediCLIP's way"] = training_step(half, exact, args.times)
-    print(json.dumps(results, indent=1), flush=True)
     results |= prediction(half, exact, args.times)
-    results["fit"] = fit(half)
-    results["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     print(json.dumps(results, indent=1), flush=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(results))

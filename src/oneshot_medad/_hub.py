@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,7 +72,13 @@ def _is_network(error: Exception) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content."""
+    """Hash of a file's content, computed once for a file that does not change."""
+    state = path.stat()
+    return _sha256(path.absolute(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

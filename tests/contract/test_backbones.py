@@ -372,6 +372,8 @@ def test_half_precision_changes_scores_little(server, sample, small, monkeypatch
 
     spec = resolve(small_spec())
     recipe = replace(Recipe.named("scratch"), n_views=8, n_lesions=16, n_steps=40)
+    backbones.load_backbone.cache_clear()
+    monkeypatch.setattr(backbones, "has_fast_bf16", lambda device: False)
     detector = AnomalyDetector(spec, recipe=recipe, random_state=0).fit(sample.support)
     exact = detector.predict(sample.images).scores
     backbones.load_backbone.cache_clear()
@@ -380,6 +382,13 @@ def test_half_precision_changes_scores_little(server, sample, small, monkeypatch
     backbones.load_backbone.cache_clear()
     assert not np.array_equal(half, exact)
     assert np.abs(half - exact).max() < 1e-2 * np.ptp(exact)
+
+
+def test_networks_may_be_loaded_in_the_midst_of_a_fit():
+    backbone = Backbone(get_spec("tiny"), CPU)
+    with torch.autocast("cpu", torch.bfloat16):  # their probes are of single precision all the same
+        assert backbone.latents.channels == 16
+        assert backbone.vision.channels == [40, 112, 320]
 
 
 def test_names_of_backbones():

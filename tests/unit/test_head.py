@@ -4,10 +4,12 @@ from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.nn.head import (
     ABNORMAL_PHRASES,
     NORMAL_PHRASES,
+    Adapters,
     ContextAdapters,
     Prompts,
     as_rows,
     closest,
+    embedded_cosines,
     similarity_map,
 )
 from oneshot_medad.nn.losses import dice_loss, focal_loss
@@ -64,14 +66,38 @@ def test_text_tower_equals_open_clips_own_encoding(backbone):
 
 
 def test_similarity_map_is_the_mean_over_levels_of_softmaxed_cosines():
-    text = torch.eye(2, 4)
-    fine = torch.zeros(1, 4, 4, 4)
+    fine = torch.zeros(1, 2, 4, 4)
     fine[:, 1] = 1  # everywhere the abnormal direction
-    coarse = torch.zeros(1, 4, 2, 2)
+    coarse = torch.zeros(1, 2, 2, 2)
     coarse[:, 0] = 1  # everywhere the normal one
-    got = similarity_map([fine, coarse], text, 2.0, (4, 4))
+    got = similarity_map([fine, coarse], 2.0, (4, 4))
     p = torch.sigmoid(torch.tensor(2.0))
     torch.testing.assert_close(got, torch.full((1, 4, 4), float((p + 1 - p) / 2)))
+
+
+def test_cosines_without_embeddings_are_those_of_the_embeddings():
+    torch.manual_seed(0)
+    last, text = torch.nn.Conv2d(8, 24, 1), torch.nn.functional.normalize(torch.randn(2, 24), dim=1)
+    found = []
+    for way in (
+        lambda h: embedded_cosines(h, last, text),
+        lambda h: torch.einsum("bdhw,kd->bkhw", torch.nn.functional.normalize(last(h), dim=1), text),
+    ):
+        hidden = torch.linspace(-2, 3, 2 * 8 * 9).reshape(2, 8, 3, 3).requires_grad_()
+        cosines = way(hidden)
+        moved = [hidden, last.weight, last.bias]
+        found.append((cosines, *torch.autograd.grad(cosines.square().sum(), moved)))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_adapters_give_the_cosines_of_their_embeddings():
+    torch.manual_seed(0)
+    adapters, text = Adapters([4, 6], 16), torch.nn.functional.normalize(torch.randn(2, 16), dim=1)
+    features = [torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)]
+    for got, adapter, f in zip(adapters(features, text), adapters.levels, features, strict=True):
+        wanted = torch.einsum("bdhw,kd->bkhw", torch.nn.functional.normalize(adapter(f), dim=1), text)
+        torch.testing.assert_close(got, wanted)
 
 
 def test_losses_prefer_the_truth():
@@ -118,8 +144,9 @@ def test_context_adapters_read_the_reference_and_keep_every_grid():
     adapters = ContextAdapters([4, 6], 16, width=8)
     features = [torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)]
     one, other = ([torch.randn(20, 4), torch.randn(20, 6)] for _ in range(2))
-    got = adapters(features, one)
-    assert [tuple(g.shape) for g in got] == [(2, 16, 8, 8), (2, 16, 4, 4)]
-    assert not torch.allclose(got[0], adapters(features, other)[0])
-    alone = adapters([f[:1] for f in features], one)
+    text = torch.nn.functional.normalize(torch.randn(2, 16), dim=1)
+    got = adapters(features, text, one)
+    assert [tuple(g.shape) for g in got] == [(2, 2, 8, 8), (2, 2, 4, 4)]
+    assert not torch.allclose(got[0], adapters(features, text, other)[0])
+    alone = adapters([f[:1] for f in features], text, one)
     torch.testing.assert_close(alone[0], got[0][:1])

@@ -65,13 +65,16 @@ def probe_image(side: int) -> torch.Tensor:
 def probe_latent(latents: LatentSpace, side: int) -> torch.Tensor:
     """(2·C,) mean and standard deviation over places of the raw latent of the probe image."""
     image = probe_image(side).to(latents.mean.device)
-    return _summary(latents.encode(image) * latents.std + latents.mean)
+    with torch.autocast(image.device.type, enabled=False):  # networks may be loaded in the midst of a fit
+        return _summary(latents.encode(image) * latents.std + latents.mean)
 
 
 @torch.no_grad()
 def probe_levels(vision: VisionTower, side: int) -> dict[str, torch.Tensor]:
     """The same (2·C_l,) of each raw feature level, by name."""
-    levels, _ = vision.raw(probe_image(side).to(vision.pixel_mean.device))
+    image = probe_image(side).to(vision.pixel_mean.device)
+    with torch.autocast(image.device.type, enabled=False):
+        levels, _ = vision.raw(image)
     return {f"probe.level{i}": _summary(level) for i, level in enumerate(levels)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -154,11 +154,21 @@ class Adapters(nn.Module):
     def forward(
         self,
         features: Sequence[torch.Tensor],
+        text: torch.Tensor,
         normal: Sequence[torch.Tensor] = (),
         places: Sequence[torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
-        """Embeddings (B, D, h_l, w_l) of each level; the rest is there for `ContextAdapters` and ignored."""
-        return [adapter(f) for adapter, f in zip(self.levels, features, strict=True)]
+        """Cosines (B, 2, h_l, w_l) of each level's embeddings with the (2, D) unit-length text features.
+
+        The rest is there for `ContextAdapters` and ignored.
+        """
+        cosines = []
+        for adapter, f in zip(self.levels, features, strict=True):
+            embedded = adapter(f)
+            products = F.conv2d(embedded, text[:, :, None, None].to(embedded.dtype)).float()
+            length = embedded.float().norm(dim=1, keepdim=True)  # cheaper than scaling the embeddings
+            cosines.append(products / length.clamp(min=1e-6))
+        return cosines
 
 
 class ContextAdapters(nn.Module):
@@ -187,27 +197,61 @@ class ContextAdapters(nn.Module):
     def forward(
         self,
         features: Sequence[torch.Tensor],
+        text: torch.Tensor,
         normal: Sequence[torch.Tensor],
         places: Sequence[torch.Tensor] | None = None,
     ) -> list[torch.Tensor]:
-        """Embeddings of (B, C_l, h_l, w_l) features.
+        """Cosines (B, 2, h_l, w_l) of the embeddings of (B, C_l, h_l, w_l) features with (2, D) unit text features.
 
         ``normal`` are the (N_l, C_l) features of normal images at each level, ``places`` the `closest` of them if they
         are known already.
         """
         below: torch.Tensor | None = None
-        embeddings: list[torch.Tensor] = []
+        cosines: list[torch.Tensor] = []
         for level in reversed(range(len(features))):
-            f = features[level]
-            found = places[level] if places is not None else closest(f, normal[level])
-            residual = f - normal[level][found].permute(0, 3, 1, 2)
-            length = residual.square().mean(dim=1, keepdim=True)
-            h = self.mix[level](torch.cat([f, residual, length], dim=1))
+            found = places[level] if places is not None else closest(features[level], normal[level])
+            f = features[level].permute(0, 2, 3, 1)
+            residual = f - normal[level][found]
+            length = residual.square().mean(dim=-1, keepdim=True)
+            mix: Any = self.mix[level]
+            out: Any = self.out[level]
+            c = f.shape[-1]
+            of_f, of_residual, of_length = mix.weight.flatten(1).split((c, c, 1), dim=1)
+            # what mix would make of the three joined, without joining them
+            mixed = F.linear(f, of_f, mix.bias) + F.linear(residual, of_residual) + length * of_length[:, 0]
+            h = mixed.permute(0, 3, 1, 2)
             if below is not None:
                 h = h + F.interpolate(below, h.shape[-2:], mode="bilinear", align_corners=False)
             below = self.blocks[level](h)
-            embeddings.append(self.out[level](F.silu(below)))
-        return embeddings[::-1]
+            cosines.append(embedded_cosines(F.silu(below), out, text))
+        return cosines[::-1]
+
+
+def embedded_cosines(hidden: torch.Tensor, last: nn.Conv2d, text: torch.Tensor) -> torch.Tensor:
+    """Cosines of W·h + b with each text feature t, without making these embeddings of many channels.
+
+    The product with t is (Wᵀt)·h + b·t, the squared length hᵀ(WᵀW)h + 2(Wᵀb)·h + b·b.
+
+    Parameters
+    ----------
+    hidden
+        h, (B, C, h, w).
+    last
+        The 1×1 convolution of W (D, C, 1, 1) and b (D,).
+    text
+        (2, D) unit-length features.
+
+    Returns
+    -------
+    (B, 2, h, w), in single precision.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):  # squares of many terms
+        h, weight = hidden.float().permute(0, 2, 3, 1), last.weight.flatten(1).float()
+        assert last.bias is not None
+        bias, text = last.bias.float(), text.float()
+        products = F.linear(h, text @ weight, text @ bias)
+        square = (F.linear(h, weight.T @ weight, 2 * bias @ weight) * h).sum(dim=-1, keepdim=True) + bias @ bias
+        return (products / square.clamp(min=1e-12).sqrt()).permute(0, 3, 1, 2)
 
 
 def as_rows(features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -225,19 +269,15 @@ def closest(features: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
     return torch.cat(found).reshape(b, h, w)
 
 
-def similarity_map(
-    embeddings: Sequence[torch.Tensor], text: torch.Tensor, scale: torch.Tensor | float, size: tuple[int, int]
-) -> torch.Tensor:
+def similarity_map(cosines: Sequence[torch.Tensor], scale: torch.Tensor | float, size: tuple[int, int]) -> torch.Tensor:
     """Probability of abnormal at each cell, averaged over levels.
 
     Parameters
     ----------
-    embeddings
-        (B, D, h_l, w_l) embeddings of each level, of any length.
-    text
-        (2, D) unit-length text features, normal first.
+    cosines
+        (B, 2, h_l, w_l) of each level with the text features, normal first.
     scale
-        Factor on the cosine similarities.
+        Factor on them.
     size
         (h, w) of the map; coarser levels are enlarged before the softmax.
 
@@ -245,10 +285,5 @@ def similarity_map(
     -------
     (B, h, w) in [0, 1].
     """
-    maps = []
-    for level in embeddings:
-        products = F.conv2d(level, text[:, :, None, None].to(level.dtype)).float()
-        cosines = products / level.float().norm(dim=1, keepdim=True).clamp(min=1e-6)  # cheaper than scaling the level
-        logits = F.interpolate(scale * cosines, size, mode="bilinear", align_corners=False)
-        maps.append(logits.softmax(dim=1)[:, 1])
-    return torch.stack(maps).mean(dim=0)
+    enlarged = [F.interpolate(scale * level, size, mode="bilinear", align_corners=False) for level in cosines]
+    return torch.stack([logits.softmax(dim=1)[:, 1] for logits in enlarged]).mean(dim=0)

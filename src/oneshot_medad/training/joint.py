@@ -122,7 +122,7 @@ class JointModel(nn.Module):
         `closest` finds in ``normal`` if that is known.
         """
         size = (features[0].shape[-2], features[0].shape[-1])
-        return similarity_map(self.adapters[branch](features, normal, places), text, self.log_scale.exp(), size)
+        return similarity_map(self.adapters[branch](features, text, normal, places), self.log_scale.exp(), size)
 
     def corrected(self, z: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) latents without what the deviation network sees in them: z − √(1−ᾱ_t)·η̂(z, t), t = T / 2."""

@@ -44,6 +44,53 @@ def padim(backbone: Backbone, fields: torch.Tensor, features: list[torch.Tensor]
     return solved.norm(dim=1).T.reshape(-1, h, w).float()
 
 
+class Given(torch.nn.Module):
+    """A feature extractor that gives what it is told."""
+
+    features: dict[str, torch.Tensor]
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.features
+
+
+@torch.no_grad()
+def anomalib_patchcore(
+    backbone: Backbone, fields: torch.Tensor, features: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) scores and (B, S, S) maps of anomalib's PatchCore with its own settings, on the embedded vision features.
+
+    Its memory holds the normal images alone, and it reads features before they are standardised, as it always does.
+
+    Parameters
+    ----------
+    fields
+        (K, 3, S, S) normal images.
+    features
+        (B, C_l, h_l, w_l) features of the images to judge.
+    """
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    tower, layers = backbone.vision, ("blocks.2", "blocks.4")
+
+    def raw(levels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        scales = [(tower.get_buffer(f"std{i}"), tower.get_buffer(f"mean{i}")) for i in range(len(layers))]
+        return {name: f * std + mean for name, f, (std, mean) in zip(layers, levels, scales, strict=False)}
+
+    model = PatchcoreModel(layers, "efficientnet_lite0", pre_trained=False)
+    model.feature_extractor = given = Given()
+    given.features = raw(tower(fields))
+    model.train()(fields)
+    model.subsample_embedding(0.1)
+    model.eval()
+    scores, maps = [], []
+    for chunk in torch.arange(len(features[0])).split(16):
+        given.features = raw([f[chunk] for f in features])
+        found = model(fields[:1].expand(len(chunk), -1, -1, -1))
+        scores.append(found.pred_score.flatten())
+        maps.append(found.anomaly_map[:, 0])
+    return torch.cat(scores), torch.cat(maps)
+
+
 @torch.no_grad()
 def zero_shot(backbone: Backbone, embedded: torch.Tensor) -> torch.Tensor:
     """(B,) cosine of (B, D) image embeddings with the abnormal phrases minus that with the normal ones, as they are."""

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.baselines import padim, zero_shot
+from benchmarks.baselines import anomalib_patchcore, padim, zero_shot
 from benchmarks.data import DEFAULT_DATA, Item, fields_of, load, read_manifest
 from oneshot_medad import Recipe
 from oneshot_medad._runtime import seeded
@@ -50,7 +50,8 @@ METHODS = {
     "no-latent": replace(DEFAULT, branches={"clip": 0.9, "nearest": 0.1}),
     "lesions-only": replace(DEFAULT, deviations={}, branches={"clip": 1.0}),
 }
-BASELINES = ("padim", "zero-shot")
+BASELINES = ("padim", "zero-shot", "anomalib-patchcore")
+"""The last one needs anomalib, whose requirements are not ours: give it an environment of its own."""
 DRAWN = ("n_reference", "n_views", "n_lesions", "n_held", "max_area", "context", "mirror")
 """What decides the views of a fit; recipes that agree in it share them."""
 
@@ -152,8 +153,11 @@ def score(collection: Collection, method: str | Recipe, support: np.ndarray, tes
     encoded, backbone = collection.encoded, _tiny()
     if method == "zero-shot":
         return Found(zero_shot(backbone, collection.embedded[test]), None, 0.0, {})
+    fields = fields_of([collection.items[i] for i in support], backbone.spec.image_px)
+    if method == "anomalib-patchcore":
+        scores, maps = anomalib_patchcore(backbone, fields, [f[test] for f in encoded.features])
+        return Found(scores, maps, time.perf_counter() - start, {})
     if method == "padim":
-        fields = fields_of([collection.items[i] for i in support], backbone.spec.image_px)
         maps = padim(backbone, fields, [f[test] for f in encoded.features], seed)
         count = round(DEFAULT.top_fraction * maps[0].numel())
         return Found(maps.flatten(1).topk(count).values.mean(1), maps, time.perf_counter() - start, {})

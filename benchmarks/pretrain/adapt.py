@@ -1,12 +1,12 @@
 """Adapt the vision trunk to medical images, together with the detector that reads it, by one-shot episodes on the pool.
 
 python -m benchmarks.pretrain.adapt --data DIR --clip clip.safetensors --heads heads.safetensors
-python -m benchmarks.pretrain.adapt --data DIR --clip clip.safetensors --heads heads.safetensors --more --keep 0.5
+python -m benchmarks.pretrain.adapt --data DIR --clip clip.safetensors --heads heads.safetensors --more
 
 The trunk learns whatever helps the adapters to tell lesions from what is normal next to one normal image, and is held
 close to ImageNet's by the cosine between its image embeddings and those of a frozen copy, so that the text tower keeps
-its meaning. ``--more`` goes on from the package's adapted trunk and heads; ``--keep`` mixes the values before into the
-result (WiSE-FT, Wortsman et al. 2022).
+its meaning. ``--more`` goes on from the package's adapted trunk and heads; ``--mean-of`` takes the mean of the values
+after some steps (model soups, Wortsman et al. 2022), which know more of other modalities than the last ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def train(
     lr_trunk: float = 2e-4,
     limit: int | None = None,
     more: bool = False,
-    keep: float = 0.0,
+    mean_of: Sequence[int] = (),
     seed: int = 0,
 ) -> None:
     """Write the running mean of the adapted CLIP model to ``clip``, and of adapters, prompts and scale to ``heads``."""
@@ -85,7 +86,6 @@ def train(
     model = start(backbone, seed, "pretrained" if more else "random")
     trunk = vision.visual.trunk
     trained = torch.nn.ModuleDict({"trunk": trunk, "heads": model})
-    before = {k: v.clone() for k, v in trained.state_dict().items()}
     averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     teacher = copy.deepcopy(vision.visual)
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
@@ -93,6 +93,7 @@ def train(
     groups = [{"params": head, "base": lr}, {"params": list(trunk.requires_grad_(True).parameters()), "base": lr_trunk}]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-2)
     history: list[dict[str, float]] = []
+    kept: list[dict[str, torch.Tensor]] = []
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = group["base"] * schedule(step, steps)
@@ -109,9 +110,9 @@ def train(
                 )
                 maps.append(model.branch_map("clip", judged, as_rows(reference), words))
             with torch.no_grad():
-                kept = teacher((images[::4] - vision.pixel_mean) / vision.pixel_std)
+                taught = teacher((images[::4] - vision.pixel_mean) / vision.pixel_std)
         terms = episode_loss(torch.cat(maps).float(), episodes.truth, calibration)
-        terms["distil"] = (1 - F.cosine_similarity(embedded[::4].float(), kept.float())).mean()
+        terms["distil"] = (1 - F.cosine_similarity(embedded[::4].float(), taught.float())).mean()
         loss = 4 * terms["focal"] + terms["dice"] + 0.5 * terms["image"] + terms["distil"]
         optimiser.zero_grad()
         loss.backward()
@@ -122,12 +123,12 @@ def train(
         if (step + 1) % 100 == 0 or step + 1 == steps:
             means = {k: round(float(np.mean([h[k] for h in history[-100:]])), 4) for k in history[-1]}
             print(step + 1, f"{time.time() - begun:.0f} s", means, flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            values = averaged.module.state_dict()
-            mixed = {k: v.lerp(before[k], keep) if keep and v.is_floating_point() else v for k, v in values.items()}
-            save(mixed, backbone.spec.folder / "clip.safetensors", clip, heads)
+        if step + 1 in (mean_of or [steps]):
+            kept.append({k: v.clone() for k, v in averaged.module.state_dict().items()})
+    mean = {k: torch.stack([found[k] for found in kept]).float().mean(0) for k in kept[0]}
+    save(mean, backbone.spec.folder / "clip.safetensors", clip, heads)
     described = json.loads((backbone.spec.folder / "clip.json").read_text())
-    record = {"steps": steps, "episodes_a_step": count, "kept_of_before": keep, "seed": seed}
+    record = {"steps": steps, "episodes_a_step": count, "mean_of": list(mean_of), "seed": seed}
     record |= {"minutes": round((time.time() - begun) / 60, 1), "losses": means}
     described["record"].setdefault("adapted", []).append(record)
     clip.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
@@ -138,11 +139,11 @@ def save(values: dict[str, torch.Tensor], old: Path, clip: Path, heads: Path) ->
     tensors, parts = load_file(old), {}
     for name, value in values.items():
         kind, _, rest = name.partition(".")
-        value = value.half() if value.is_floating_point() else value
         if kind == "trunk":
-            tensors[f"visual.trunk.{rest}"] = value
+            old_type = tensors[f"visual.trunk.{rest}"].dtype
+            tensors[f"visual.trunk.{rest}"] = value.to(old_type)
         elif rest.startswith(("adapters.clip", "prompts", "log_scale")):
-            parts[rest] = value
+            parts[rest] = value.half()
     for found, path in ((tensors, clip), (parts, heads)):
         save_file({k: v.contiguous() for k, v in found.items()}, path)
 
@@ -157,6 +158,6 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=1e-3, help="of adapters and prompts")
     parser.add_argument("--lr-trunk", type=float, default=2e-4)
     parser.add_argument("--more", action="store_true", help="go on from the package's values")
-    parser.add_argument("--keep", type=float, default=0.0, help="share of the values before in the result")
+    parser.add_argument("--mean-of", type=int, nargs="+", default=(), help="steps; default the last one")
     parser.add_argument("--seed", type=int, default=0)
     train(**vars(parser.parse_args()))

@@ -4,8 +4,9 @@ python -m benchmarks.pretrain.joint --data DIR --heads heads.safetensors --adapt
 
 Starts from the regression of ``heads`` and the adapters of ``adapt``, or from an earlier result given as ``--heads``
 alone; the frozen networks are those of the package. They run once over all episodes, and the loop trains on what they
-gave. With ``--vision-only`` the autoencoder does not run, and what reads latents stays as it is. ``--keep`` mixes the
-values before into the result, which holds on to what they knew of other modalities (WiSE-FT, Wortsman et al. 2022).
+gave. ``--parts vision`` leaves what reads latents as it is, and the autoencoder does not run; ``--parts latents``
+leaves the vision branch and the prompts. ``--keep`` mixes the values before into the result, which holds on to what
+they knew of other modalities (WiSE-FT, Wortsman et al. 2022).
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def losses(model: JointModel, batch: EncodedEpisodes, words, calibration, genera
         "drawn": F.mse_loss(taken[:, 1], drawn) + 0.5 * taken[:, [0, 3]].square().mean(),
     }
     for branch, seen in (("clip", features), ("latent", projected)):
-        terms[branch] = judged(model, branch, seen, words, batch.truth, calibration)
+        if any(p.requires_grad for p in model.adapters[branch].parameters()):
+            terms[branch] = judged(model, branch, seen, words, batch.truth, calibration)
     return terms
 
 
@@ -165,7 +167,7 @@ def train(
     lr: float = 7e-4,
     limit: int | None = None,
     encoded: Path | None = None,
-    vision_only: bool = False,
+    parts: str = "all",
     seed: int = 1,
     keep: float = 0.0,
 ) -> None:
@@ -177,7 +179,7 @@ def train(
         episodes = len(seen.z)
     else:
         pool = Pool(data, backbone.spec.image_px, pooled(backbone.vision), seed=seed, limit=limit)
-        seen = encode_episodes(backbone, pool, episodes, vision_only)
+        seen = encode_episodes(backbone, pool, episodes, parts == "vision")
         if encoded is not None:
             seen.save(encoded)
     model = start(backbone, seed=1)
@@ -188,8 +190,12 @@ def train(
         before |= {k.replace("clip", "latent"): v for k, v in before.items() if k.startswith("adapters.clip")}
     model.load_state_dict(before, strict=False)
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+    if parts == "latents":
+        for part in (model.adapters["clip"], model.prompts):
+            part.requires_grad_(False)
+        model.log_scale.requires_grad_(False)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    parameters = [*model.parameters(), calibration]
+    parameters = [*(p for p in model.parameters() if p.requires_grad), calibration]
     optimiser = torch.optim.AdamW(parameters, weight_decay=1e-2)
     history: list[dict[str, float]] = []
     for step in range(steps):
@@ -221,7 +227,7 @@ def train(
             "episodes": episodes,
             "steps": steps,
             "episodes_a_step": count,
-            "vision_only": vision_only,
+            "parts": parts,
             "kept_of_before": keep,
             "minutes": minutes,
             "losses": means,
@@ -242,7 +248,7 @@ if __name__ == "__main__":
     parser.add_argument("--encoded", type=Path, help="file that keeps the encoded episodes for another run")
     parser.add_argument("--count", type=int, default=6, help="episodes of a step")
     parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--vision-only", action="store_true", help="leave what reads latents as it is")
+    parser.add_argument("--parts", choices=("all", "vision", "latents"), default="all", help="what is trained")
     parser.add_argument("--keep", type=float, default=0.0, help="share of the values before in the result")
     parser.add_argument("--seed", type=int, default=1, help="of episodes and training")
     train(**vars(parser.parse_args()))

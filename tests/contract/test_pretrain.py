@@ -55,7 +55,7 @@ def test_episodes_show_a_reference_a_drawn_an_abnormal_and_a_normal_image(data):
 def test_adapt_and_joint_make_files_that_fit_the_package(data, tmp_path, backbone):
     clip, adapted, out = (tmp_path / f"{name}.safetensors" for name in ("clip", "adapted", "joint"))
     adapt.load_backbone.cache_clear()  # the scripts train what they load
-    adapt.train(str(data), clip, adapted, steps=2, count=2)
+    adapt.train(str(data), clip, adapted, steps=2, count=2, more=True, mean_of=(1, 2))
     adapt.load_backbone.cache_clear()
     before, after = load_file(WEIGHTS / "clip.safetensors"), load_file(clip)
     assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
@@ -69,11 +69,17 @@ def test_adapt_and_joint_make_files_that_fit_the_package(data, tmp_path, backbon
     assert json.loads(out.with_suffix(".json").read_text())["record"]["joint"][-1]["steps"] == 2
 
     again = tmp_path / "again.safetensors"
-    joint.train(str(data), out, None, again, episodes=6, steps=2, count=2, vision_only=True, keep=0.5)
+    joint.train(str(data), out, None, again, episodes=6, steps=2, count=2, parts="vision", keep=0.5)
     before, after = load_file(out), load_file(again)
     moved = {k.split(".")[0] + "." + k.split(".")[1] for k in before if not torch.equal(before[k], after[k])}
     assert "adapters.clip" in moved
     assert not [name for name in moved if name.startswith(("unet", "projection", "adapters.latent"))]
+
+    joint.train(str(data), out, None, again, episodes=6, steps=2, count=2, parts="latents")
+    after = load_file(again)
+    moved = {k.split(".")[0] + "." + k.split(".")[1] for k in before if not torch.equal(before[k], after[k])}
+    assert "adapters.latent" in moved
+    assert not [name for name in moved if name.startswith(("adapters.clip", "prompts", "log_scale"))]
 
 
 def test_statistics_of_the_shipped_networks(data, tmp_path):

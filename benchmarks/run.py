@@ -124,7 +124,10 @@ def projected(z: torch.Tensor) -> list[torch.Tensor]:
 def draw_support(
     collection: Collection, shots: int, seed: int, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the normal support images, and of the test images: others of other patients, all or ``limit``."""
+    """Rows of the normal support images, and of the test images: others of other patients, all or ``limit``.
+
+    The choice of ``limit`` is the same for any number of support images, but for those that are among them.
+    """
     rng = np.random.default_rng(1000 + seed)
     normal = np.flatnonzero(collection.labels == 0)
     support = rng.choice(normal, shots, replace=False)
@@ -133,7 +136,8 @@ def draw_support(
         [i for i in range(len(collection.items)) if i not in support and collection.patients[i] not in seen]
     )
     if limit and limit < len(test):
-        test = np.sort(rng.choice(test, limit, replace=False))
+        order = np.random.default_rng(2000 + seed).permutation(len(collection.items))
+        test = np.sort(order[np.isin(order, test)][:limit])
     return support, test
 
 

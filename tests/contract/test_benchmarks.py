@@ -70,6 +70,18 @@ def test_the_picture_of_hits_and_failures(small, tmp_path, monkeypatch):
         assert picture.width == 3 * 3 * (246 // 2)  # three columns of image, heatmap and both at half size
 
 
+def test_limited_test_images_are_the_same_for_any_number_of_shots():
+    items = [Item(Path(f"{i}.png"), "eval", "made", "normal", "normal", None, f"patient {i // 2}") for i in range(60)]
+    made = run.Collection("made", items, None, [], np.zeros(60))
+    drawn = {shots: run.draw_support(made, shots, seed=1, limit=20) for shots in (1, 4, 16)}
+    for support, test in drawn.values():
+        assert len(test) == 20
+        assert not {made.patients[i] for i in support} & {made.patients[i] for i in test}
+    seen = {made.patients[i] for i in drawn[4][0]}
+    allowed = [i for i in drawn[1][1] if made.patients[i] not in seen]
+    assert set(allowed) <= set(drawn[4][1])
+
+
 def test_a_probe_finds_what_is_there_and_nothing_else():
     rng = np.random.default_rng(0)
     items = [

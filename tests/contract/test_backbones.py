@@ -134,7 +134,7 @@ def raw_tokens(visual, blocks, images):
 
 
 def test_levels_are_the_patch_tokens_after_the_named_blocks(server):
-    spec = resolve(small_spec())
+    spec = resolve(small_spec(half=False))
     backbone = Backbone(spec, CPU)
     images = torch.rand(2, 3, 64, 64)
     levels = backbone.vision(images)
@@ -369,11 +369,13 @@ def test_offline(server, sample, small, monkeypatch):
 
 def test_half_precision_changes_scores_little(server, sample, small, monkeypatch):
     import oneshot_medad.backbones as backbones
+    from oneshot_medad.training import cache, loop
 
     spec = resolve(small_spec())
     recipe = replace(Recipe.named("scratch"), n_views=8, n_lesions=16, n_steps=40)
     backbones.load_backbone.cache_clear()
-    monkeypatch.setattr(backbones, "has_fast_bf16", lambda device: False)
+    for module in (backbones, cache, loop):
+        monkeypatch.setattr(module, "has_fast_bf16", lambda device: False)
     detector = AnomalyDetector(spec, recipe=recipe, random_state=0).fit(sample.support)
     exact = detector.predict(sample.images).scores
     backbones.load_backbone.cache_clear()

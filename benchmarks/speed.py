@@ -210,7 +210,7 @@ def fit() -> dict[str, float]:
     views = make_views(backbone, torch.rand(1, 3, 224, 224), SCRATCH, generator)
     encoded = time.perf_counter()
     model = JointModel.build(SCRATCH, backbone, views.normal)
-    train(model, views, backbone.text, generator, CPU, progress=False)
+    train(model, views, backbone.text, generator, CPU, progress=False, half=backbone.dtype == torch.bfloat16)
     done = time.perf_counter()
     found = {"steps": SCRATCH.n_steps, "views_s": round(encoded - start, 1), "training_s": round(done - encoded, 1)}
     return found | {"peak_memory_gib": peak_memory()}

@@ -40,7 +40,7 @@ def encode_items(backbone: Backbone, items: list[Item], generator: torch.Generat
         quarter = len(fields) // 4
         if quarter:
             fields[:quarter] = add_lesions(fields[:quarter], generator)[0]
-        e = encode(backbone, fields, exact=False)
+        e = encode(backbone, fields)
         parts.append(Encoded(e.z.half(), [f.half() for f in e.features], e.content, e.mask))
         if i % 1280 == 0:
             print(f"encoded {i + len(fields)} of {len(items)}", flush=True)

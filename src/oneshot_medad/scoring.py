@@ -74,7 +74,8 @@ def fit_scorer(
     """Train on encoded views and fix scale and fusion: all of a fit that comes behind the frozen networks."""
     device = backbone.device
     model = JointModel.build(recipe, backbone, views.normal, init).to(device)
-    history = train(model, views, backbone.text, generator, device, progress)
+    half = backbone.dtype == torch.bfloat16
+    history = train(model, views, backbone.text, generator, device, progress, half)
     with torch.no_grad():
         text = model.text_features(backbone.text)
     scorer = Scorer.of_fit(model, text, views).to(device).eval()

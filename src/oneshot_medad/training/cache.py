@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import torch
 
-from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.images.augment import normal_views
@@ -83,19 +82,17 @@ def encode(
     backbone: Backbone,
     images: torch.Tensor,
     masks: torch.Tensor | None = None,
-    exact: bool = True,
     size: tuple[int, int] | None = None,
     mirror: bool = False,
 ) -> Encoded:
     """Run the frozen networks once over (V, 3, S, S) images with optional (V, S, S) lesion masks.
 
-    ``exact=False`` computes in bfloat16 where the device is fast at that: good enough to train on. With the ``size`` of
-    the latent grid the autoencoder is left out, and the latents have no channels. ``mirror`` adds the features of the
-    mirror images.
+    With the ``size`` of the latent grid the autoencoder is left out, and the latents have no channels. ``mirror`` adds
+    the features of the mirror images.
     """
     device = backbone.device
     z, levels, gists, mirrored = [], [], [], []
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=not exact and has_fast_bf16(device)):
+    with torch.no_grad():
         for chunk in images.split(ENCODE_BATCH):
             there = chunk.to(device)
             z.append(backbone.latents.encode(there).cpu() if size is None else chunk.new_zeros(len(chunk), 0, *size))
@@ -145,12 +142,10 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
         """``count`` views without the images themselves."""
         return normal_views(images, k + count, generator)[k:]
 
-    def encoded(
-        pixels: torch.Tensor, masks: torch.Tensor | None = None, exact: bool = False, mirror: bool = False
-    ) -> Encoded:
+    def encoded(pixels: torch.Tensor, masks: torch.Tensor | None = None, mirror: bool = False) -> Encoded:
         """Latents of others than the normal views are left out where no branch reads them."""
         size = (normal.z.shape[-2], normal.z.shape[-1])
-        return encode(backbone, pixels, masks, exact, None if recipe.reads_latents else size, mirror)
+        return encode(backbone, pixels, masks, None if recipe.reads_latents else size, mirror)
 
     def looked_up(seen: Encoded) -> Encoded:
         if not (recipe.context and "clip" in recipe.branches):
@@ -165,14 +160,14 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
     )
     drawn = add_lesions(views(recipe.n_lesions), generator, recipe.max_area) if recipe.n_lesions else None
     held_drawn = add_lesions(held, generator, recipe.max_area)
-    normal = encode(backbone, trained, exact=False)
-    reference = encoded(base, exact=True)
+    normal = encode(backbone, trained)
+    reference = encoded(base)
     return Views(
         reference,
         looked_up(normal),
         looked_up(encoded(*drawn)) if drawn else None,
-        encoded(held, exact=True, mirror=recipe.mirror),
-        encoded(*held_drawn, exact=True, mirror=recipe.mirror),
+        encoded(held, mirror=recipe.mirror),
+        encoded(*held_drawn, mirror=recipe.mirror),
     )
 
 

@@ -7,7 +7,6 @@ import math
 import torch
 from tqdm.auto import tqdm
 
-from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.nn.head import TextTower
 from oneshot_medad.training.cache import Views, draw_batch
@@ -15,7 +14,13 @@ from oneshot_medad.training.joint import JointModel
 
 
 def train(
-    model: JointModel, views: Views, text: TextTower, generator: torch.Generator, device: torch.device, progress: bool
+    model: JointModel,
+    views: Views,
+    text: TextTower,
+    generator: torch.Generator,
+    device: torch.device,
+    progress: bool,
+    half: bool = False,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place with one optimiser for all its parts.
 
@@ -36,6 +41,8 @@ def train(
         Where to train.
     progress
         Show a progress bar.
+    half
+        Compute in bfloat16, as frozen networks that do.
 
     Returns
     -------
@@ -49,7 +56,7 @@ def train(
     born_here = not PartialState._shared_state
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="bf16" if has_fast_bf16(device) else "no",
+        mixed_precision="bf16" if half else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a recipe may leave parts idle
     )
     try:

@@ -201,8 +201,7 @@ class Shareable(BaseEstimator):
 
         Returns
         -------
-        A fitted detector, with predictions bit-equal to the saved one's in the same process, and equal but for the last
-        digits elsewhere.
+        A fitted detector, with predictions bit-equal to the saved one's on the same machine.
 
         Raises
         ------

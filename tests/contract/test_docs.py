@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from oneshot_medad import config
 
@@ -29,9 +30,12 @@ def blocks(page):
 def test_code_blocks_run(page, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(config.RECIPES, "default", small)  # the code as printed, the fit itself shortened
-    names = {"__name__": "__main__"}
-    for code in blocks(page):
-        exec(compile(code, str(page), "exec"), names)
+    names, threads = {"__name__": "__main__"}, torch.get_num_threads()
+    try:
+        for code in blocks(page):
+            exec(compile(code, str(page), "exec"), names)
+    finally:
+        torch.set_num_threads(threads)  # a page shows how to set it; another number sums in another order
 
 
 @pytest.mark.parametrize("page", TRANSLATED, ids=lambda p: str(p.relative_to(ROOT)))

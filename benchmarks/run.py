@@ -157,15 +157,16 @@ def score(collection: Collection, method: str | Recipe, support: np.ndarray, tes
     encoded, backbone = collection.encoded, _tiny()
     if method == "zero-shot":
         return Found(zero_shot(backbone, collection.embedded[test]), None, 0.0, {})
-    fields = fields_of([collection.items[i] for i in support], backbone.spec.image_px)
-    if method == "anomalib-patchcore":
-        scores, maps = anomalib_patchcore(backbone, fields, [f[test] for f in encoded.features])
+    if not isinstance(method, Recipe):
+        fields = fields_of([collection.items[i] for i in support], backbone.spec.image_px)
+        features = [f[test] for f in encoded.features]
+        if method == "padim":
+            maps = padim(backbone, fields, features, seed)
+            count = round(DEFAULT.top_fraction * maps[0].numel())
+            scores = maps.flatten(1).topk(count).values.mean(1)
+        else:
+            scores, maps = anomalib_patchcore(backbone, fields, features)
         return Found(scores, maps, time.perf_counter() - start, {})
-    if method == "padim":
-        maps = padim(backbone, fields, [f[test] for f in encoded.features], seed)
-        count = round(DEFAULT.top_fraction * maps[0].numel())
-        return Found(maps.flatten(1).topk(count).values.mean(1), maps, time.perf_counter() - start, {})
-    assert isinstance(method, Recipe)
     with seeded(seed) as generator:
         paths, drawn = tuple(collection.items[i].path for i in support), tuple(getattr(method, n) for n in DRAWN)
         views, state, seconds = encoded_views(paths, drawn, seed)

@@ -39,7 +39,7 @@ from oneshot_medad.scoring import fit_scorer
 from oneshot_medad.training.cache import Encoded, Views, encode, join, make_views
 from oneshot_medad.training.joint import JointModel
 
-DEFAULT = Recipe.named("default")
+DEFAULT, SCRATCH = Recipe.named("default"), Recipe.named("scratch")
 METHODS = {
     "default": DEFAULT,
     "reference": Recipe.named("reference"),
@@ -49,6 +49,9 @@ METHODS = {
     "no-nearest": replace(DEFAULT, branches={"clip": 0.9, "latent": 0.1}),
     "no-latent": replace(DEFAULT, branches={"clip": 0.9, "nearest": 0.1}),
     "lesions-only": replace(DEFAULT, deviations={}, branches={"clip": 1.0}),
+    "scratch": SCRATCH,
+    "scratch-no-deviation": replace(SCRATCH, deviations={}),
+    "scratch-no-lesions": replace(SCRATCH, n_lesions=0),
 }
 BASELINES = ("padim", "zero-shot", "anomalib-patchcore")
 """The last one needs anomalib, whose requirements are not ours: give it an environment of its own."""
@@ -124,10 +127,7 @@ def projected(z: torch.Tensor) -> list[torch.Tensor]:
 def draw_support(
     collection: Collection, shots: int, seed: int, limit: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the normal support images, and of the test images: others of other patients, all or ``limit``.
-
-    The choice of ``limit`` is the same for any number of support images, but for those that are among them.
-    """
+    """Rows of ``shots`` normal support images, and of the test images: others of other patients, all or ``limit``."""
     rng = np.random.default_rng(1000 + seed)
     normal = np.flatnonzero(collection.labels == 0)
     support = rng.choice(normal, shots, replace=False)
@@ -136,8 +136,7 @@ def draw_support(
         [i for i in range(len(collection.items)) if i not in support and collection.patients[i] not in seen]
     )
     if limit and limit < len(test):
-        order = np.random.default_rng(2000 + seed).permutation(len(collection.items))
-        test = np.sort(order[np.isin(order, test)][:limit])
+        test = np.sort(rng.permutation(test)[:limit])
     return support, test
 
 
@@ -151,7 +150,14 @@ class Found:
     fusion: dict[str, float]
 
 
-def score(collection: Collection, method: str | Recipe, support: np.ndarray, test: np.ndarray, seed: int) -> Found:
+def score(
+    collection: Collection,
+    method: str | Recipe,
+    support: np.ndarray,
+    test: np.ndarray,
+    seed: int,
+    init: str = "pretrained",
+) -> Found:
     """Fit a recipe or one of `BASELINES` on the support images and score the others."""
     start = time.perf_counter()
     encoded, backbone = collection.encoded, _tiny()
@@ -171,7 +177,7 @@ def score(collection: Collection, method: str | Recipe, support: np.ndarray, tes
         paths, drawn = tuple(collection.items[i].path for i in support), tuple(getattr(method, n) for n in DRAWN)
         views, state, seconds = encoded_views(paths, drawn, seed)
         start = time.perf_counter()
-        scorer = fit_scorer(method, backbone, views, generator.set_state(state)).scorer
+        scorer = fit_scorer(method, backbone, views, generator.set_state(state), init).scorer
     seconds += time.perf_counter() - start
     scored = []
     for chunk in torch.from_numpy(test).split(16):
@@ -193,11 +199,18 @@ def encoded_views(paths: tuple[Path, ...], drawn: tuple, seed: int) -> tuple[Vie
 
 
 def evaluate(
-    collection: Collection, method: str | Recipe, shots: int, seed: int, limit: int | None = None
+    collection: Collection,
+    method: str | Recipe,
+    shots: int,
+    seed: int,
+    limit: int | None = None,
+    drawn: int = 1,
+    init: str = "pretrained",
 ) -> dict[str, object]:
-    """Fit on ``shots`` normal images, score the others, and measure."""
-    support, test = draw_support(collection, shots, seed, limit)
-    found = score(collection, method, support, test, seed)
+    """Fit on the first ``shots`` of ``drawn`` normal images, score others than these, and measure."""
+    support, test = draw_support(collection, max(shots, drawn), seed, limit)
+    support = support[:shots]
+    found = score(collection, method, support, test, seed, init)
     scores = found.scores.tolist()
     labels, patients = collection.labels[test], [collection.patients[i] for i in test]
     result = {
@@ -269,6 +282,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, help="test images of each seed, the same for all methods; default all")
+    parser.add_argument("--init", default="pretrained", help="pretrained or random, as for AnomalyDetector")
     parser.add_argument("--jobs", type=int, default=1, help="sets at a time, each in a process with one thread")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments).config
@@ -295,7 +309,8 @@ def run_set(name: str, args: argparse.Namespace, methods: dict[str, Recipe]) -> 
     collection, runs = read_collection(args.data, name, args.role), []
     for shots, method in product(args.shots, args.methods):
         wanted = methods.get(method, method)
-        seeds = [evaluate(collection, wanted, shots, seed, args.limit) for seed in range(args.seeds)]
+        most = max(args.shots)  # more images add to fewer, and all numbers of them are tested on the same others
+        seeds = [evaluate(collection, wanted, shots, seed, args.limit, most, args.init) for seed in range(args.seeds)]
         runs.append({"set": name, "shots": shots, "method": method, "seeds": seeds})
         print(table({"runs": runs[-1:]}).splitlines()[-1], flush=True)
     return runs

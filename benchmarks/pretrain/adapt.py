@@ -5,8 +5,10 @@ python -m benchmarks.pretrain.adapt --data DIR --clip clip.safetensors --heads h
 
 The trunk learns whatever helps the adapters to tell lesions from what is normal next to one normal image, and is held
 close to ImageNet's by the cosine between its image embeddings and those of a frozen copy, so that the text tower keeps
-its meaning. ``--more`` goes on from the package's adapted trunk and heads; ``--mean-of`` takes the mean of the values
-after some steps (model soups, Wortsman et al. 2022), which know more of other modalities than the last ones.
+its meaning. ``--more`` goes on from the package's adapted trunk and heads, and writes all parts of the latter.
+``--mean-of`` takes the mean of the values after some steps (model soups, Wortsman et al. 2022), ``--keep`` mixes the
+values before into the result; both know more of other modalities than the last values. With ``--deviations`` half of
+the drawn lesions are the deviation network's, decoded.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.data import DEFAULT_DATA
-from benchmarks.pretrain.episodes import Pool, episode_loss
+from benchmarks.pretrain.episodes import Pool, deviated, episode_loss
 from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.clip import VisionTower
@@ -76,18 +79,23 @@ def train(
     more: bool = False,
     mean_of: Sequence[int] = (),
     seed: int = 0,
+    deviations: bool = False,
+    keep: float = 0.0,
 ) -> None:
     """Write the running mean of the adapted CLIP model to ``clip``, and of adapters, prompts and scale to ``heads``."""
     begun = time.time()
     backbone = load_backbone(get_spec("tiny"), CPU)
     vision = backbone.vision.to(memory_format=torch.channels_last)
-    pool = Pool(data, backbone.spec.image_px, pooled(vision), seed=seed, limit=limit)
+    before = start(backbone, seed, "pretrained").eval()  # its deviation network stays as it is
+    deviate = partial(deviated, before, backbone.latents) if deviations else None
+    pool = Pool(data, backbone.spec.image_px, pooled(vision), seed=seed, limit=limit, deviate=deviate)
     print(f"{len(pool.items)} images, {time.time() - begun:.0f} s", flush=True)
     model = start(backbone, seed, "pretrained" if more else "random")
     trunk = vision.visual.trunk
     trained = torch.nn.ModuleDict({"trunk": trunk, "heads": model})
     averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     teacher = copy.deepcopy(vision.visual)
+    old = {k: v.clone() for k, v in trained.state_dict().items()}
     calibration = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
     head = [*model.adapters["clip"].parameters(), *model.prompts.parameters(), model.log_scale, calibration]
     groups = [{"params": head, "base": lr}, {"params": list(trunk.requires_grad_(True).parameters()), "base": lr_trunk}]
@@ -126,22 +134,30 @@ def train(
         if step + 1 in (mean_of or [steps]):
             kept.append({k: v.clone() for k, v in averaged.module.state_dict().items()})
     mean = {k: torch.stack([found[k] for found in kept]).float().mean(0) for k in kept[0]}
-    save(mean, backbone.spec.folder / "clip.safetensors", clip, heads)
+    mean = {k: v.lerp(old[k].float(), keep) if keep else v for k, v in mean.items()}
+    tensors = load_file(backbone.spec.folder / "clip.safetensors")
+    save(mean, tensors, backbone.initial if more else {}, clip, heads)
     described = json.loads((backbone.spec.folder / "clip.json").read_text())
     record = {"steps": steps, "episodes_a_step": count, "mean_of": list(mean_of), "seed": seed}
+    record |= {"deviations": deviations, "kept_of_before": keep}
     record |= {"minutes": round((time.time() - begun) / 60, 1), "losses": means}
     described["record"].setdefault("adapted", []).append(record)
     clip.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def save(values: dict[str, torch.Tensor], old: Path, clip: Path, heads: Path) -> None:
-    """The CLIP model ``old`` with the adapted trunk to ``clip``, what was trained with it to ``heads``."""
-    tensors, parts = load_file(old), {}
+def save(
+    values: dict[str, torch.Tensor],
+    tensors: dict[str, torch.Tensor],
+    parts: Mapping[str, torch.Tensor],
+    clip: Path,
+    heads: Path,
+) -> None:
+    """The CLIP model ``tensors`` with the adapted trunk to ``clip``, ``parts`` with what was trained to ``heads``."""
+    tensors, parts = dict(tensors), {k: v.half() for k, v in parts.items()}
     for name, value in values.items():
         kind, _, rest = name.partition(".")
         if kind == "trunk":
-            old_type = tensors[f"visual.trunk.{rest}"].dtype
-            tensors[f"visual.trunk.{rest}"] = value.to(old_type)
+            tensors[f"visual.trunk.{rest}"] = value.to(tensors[f"visual.trunk.{rest}"].dtype)
         elif rest.startswith(("adapters.clip", "prompts", "log_scale")):
             parts[rest] = value.half()
     for found, path in ((tensors, clip), (parts, heads)):
@@ -160,4 +176,6 @@ if __name__ == "__main__":
     parser.add_argument("--more", action="store_true", help="go on from the package's values")
     parser.add_argument("--mean-of", type=int, nargs="+", default=(), help="steps; default the last one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=float, default=0.0, help="share of the values before in the result")
+    parser.add_argument("--deviations", action="store_true", help="half of the drawn lesions by the deviation network")
     train(**vars(parser.parse_args()))

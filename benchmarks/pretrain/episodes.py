@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,10 +12,17 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.data import Item, load, read_manifest
+from oneshot_medad._runtime import has_fast_bf16
+from oneshot_medad.backbones.medvae import LatentSpace
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.images.preprocess import to_field
 from oneshot_medad.nn.losses import dice_loss, focal_loss
-from oneshot_medad.synthesis.lesions import add_lesions
+from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise, masked_forward
+from oneshot_medad.synthesis.lesions import MIN_CHANGE, add_lesions
+from oneshot_medad.synthesis.masks import blob_masks, local_contrast
+from oneshot_medad.training.joint import JointModel
+
+Draw = Callable[[torch.Tensor, torch.Generator, float], tuple[torch.Tensor, torch.Tensor]]
 
 SHARES = {"brisc": 1.5, "fracatlas": 1.0, "fundus": 0.7, "covidx": 1.2, "lungct": 0.5, "spine": 0.5}
 """How often each collection is drawn; in dermoscopy every image holds a lesion, so nothing normal could be shown."""
@@ -79,9 +87,14 @@ class Pool:
         Of all draws.
     limit
         Images taken of each class of each collection; None takes all.
+    deviate
+        Another way than `add_lesions` to draw a lesion, with its arguments and results; used half of the time.
     """
 
-    def __init__(self, data: str, side: int, embed, seed: int = 0, limit: int | None = None) -> None:
+    def __init__(
+        self, data: str, side: int, embed, seed: int = 0, limit: int | None = None, deviate: Draw | None = None
+    ) -> None:
+        self.deviate = deviate
         self.items = [i for i in read_manifest(data, role="pool") if i.set in SHARES]
         if limit:
             groups: dict[tuple[str, str], list[Item]] = {}
@@ -136,7 +149,8 @@ class Pool:
         drawn = [1] if real else [1, 2]  # without abnormal images of its own, a second drawn one
         for k in drawn:
             largest = 0.4 if self.rng.random() < 0.3 else 0.15
-            lesion, mask = add_lesions(images[k : k + 1], self.generator, largest)
+            draw = self.deviate if self.deviate and self.rng.random() < 0.5 else add_lesions
+            lesion, mask = draw(images[k : k + 1], self.generator, largest)
             images[k], masks[k - 1] = lesion[0], mask[0]
         images, masks = self._appearance(images, masks)
         has_mask = not real or self.items[anchor].mask is not None
@@ -190,6 +204,32 @@ class Pool:
         mixed = images.lerp((found - found.mean()) / found.std() * images.std() + images.mean(), share)
         low, high = mixed.amin(), mixed.amax()
         return images.amin() + (mixed - low) / (high - low).clamp(min=1e-6) * (images.amax() - images.amin())
+
+
+@torch.no_grad()
+def deviated(
+    model: JointModel, latents: LatentSpace, images: torch.Tensor, generator: torch.Generator, largest: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lesions from the deviation network: the images plus what its predicted deviation changes in the decoded ones.
+
+    Takes (B, 3, H, W) images and returns them with lesions and (B, H, W) masks, like `add_lesions`, which draws instead
+    where a deviation can hardly be seen.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(images.device)):
+        z = latents.encode(images).float()
+        mask = blob_masks(local_contrast(images, (z.shape[-2], z.shape[-1])), generator, max_area=largest)
+        t = torch.randint(N_TIMES // 4, N_TIMES, (len(z),), generator=generator)
+        disturbed = masked_forward(z, mask, t, draw_noise(z, model.recipe.deviations, generator))
+        deviation = disturbed.strength[:, None, None, None] * model.unet(disturbed.z_noisy, disturbed.t)
+        change = latents.decode(z + deviation) - latents.decode(z)
+    changed = (images + change.float()).clamp(0, 1)
+    difference = (changed - images).abs().mean(1)
+    masks = F.interpolate(mask[:, None], images.shape[-2:], mode="nearest")[:, 0] * (difference > 0.02)
+    area = masks.flatten(1).sum(1)
+    faint = ((difference * masks).flatten(1).sum(1) < MIN_CHANGE * area) | (area < 0.002 * masks[0].numel())
+    if faint.any():
+        changed[faint], masks[faint] = add_lesions(images[faint], generator, largest)
+    return changed, masks
 
 
 def _field(item: Item, side: int) -> torch.Tensor:

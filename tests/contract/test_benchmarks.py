@@ -70,16 +70,26 @@ def test_the_picture_of_hits_and_failures(small, tmp_path, monkeypatch):
         assert picture.width == 3 * 3 * (246 // 2)  # three columns of image, heatmap and both at half size
 
 
-def test_limited_test_images_are_the_same_for_any_number_of_shots():
+def test_more_images_add_to_fewer_and_are_tested_on_the_same_others(monkeypatch):
     items = [Item(Path(f"{i}.png"), "eval", "made", "normal", "normal", None, f"patient {i // 2}") for i in range(60)]
-    made = run.Collection("made", items, None, [], np.zeros(60))
-    drawn = {shots: run.draw_support(made, shots, seed=1, limit=20) for shots in (1, 4, 16)}
-    for support, test in drawn.values():
-        assert len(test) == 20
-        assert not {made.patients[i] for i in support} & {made.patients[i] for i in test}
-    seen = {made.patients[i] for i in drawn[4][0]}
-    allowed = [i for i in drawn[1][1] if made.patients[i] not in seen]
-    assert set(allowed) <= set(drawn[4][1])
+    made = run.Collection("made", items, None, [(1, 1)] * 60, np.zeros(60))
+    seen = {}
+
+    def score(collection, method, support, test, seed, init):
+        seen[len(support)] = support.tolist(), test.tolist()
+        return run.Found(torch.zeros(len(test)), None, 0.0, {})
+
+    monkeypatch.setattr(run, "score", score)
+    for name in ("auroc", "average_precision", "bootstrap_interval"):  # there are no abnormal images here
+        monkeypatch.setattr(run, name, lambda *args, **kwargs: 0.5)
+    for shots in (1, 4, 16):
+        run.evaluate(made, "padim", shots, seed=1, limit=20, drawn=16)
+    (one, test), (four, _), (sixteen, _) = seen[1], seen[4], seen[16]
+    assert one == four[:1]
+    assert four == sixteen[:4]
+    assert [others for _, others in seen.values()] == [test] * 3
+    assert len(test) == 20
+    assert not {made.patients[i] for i in sixteen} & {made.patients[i] for i in test}
 
 
 def test_a_probe_finds_what_is_there_and_nothing_else():

@@ -55,7 +55,7 @@ def test_episodes_show_a_reference_a_drawn_an_abnormal_and_a_normal_image(data):
 def test_adapt_and_joint_make_files_that_fit_the_package(data, tmp_path, backbone):
     clip, adapted, out = (tmp_path / f"{name}.safetensors" for name in ("clip", "adapted", "joint"))
     adapt.load_backbone.cache_clear()  # the scripts train what they load
-    adapt.train(str(data), clip, adapted, steps=2, count=2, more=True, mean_of=(1, 2))
+    adapt.train(str(data), clip, adapted, steps=2, count=2, more=True, mean_of=(1, 2), deviations=True, keep=0.5)
     adapt.load_backbone.cache_clear()
     before, after = load_file(WEIGHTS / "clip.safetensors"), load_file(clip)
     assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}

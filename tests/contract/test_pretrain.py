@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from benchmarks.data import read_manifest
 from benchmarks.pretrain import adapt, joint, kinds, statistics
-from benchmarks.pretrain.episodes import SHARES, Pool
+from benchmarks.pretrain.episodes import SHARES, Pool, deviated
 from oneshot_medad.backbones.specs import WEIGHTS
+from oneshot_medad.images.preprocess import to_field
 
 COLUMNS = ("role", "set", "path", "label", "class", "mask", "patient")
 
@@ -49,6 +50,19 @@ def test_episodes_show_a_reference_a_drawn_an_abnormal_and_a_normal_image(data):
     assert lesion[::3].all()  # drawn
     assert not lesion[2::3].any()  # normal
     assert (truth.has_mask[1::3] == lesion[1::3]).all()  # a mask is known exactly where the pool has one
+
+
+def test_lesions_of_the_deviation_network_are_where_their_masks_say(backbone, sample):
+    images = torch.stack([to_field(torch.from_numpy(i).expand(3, *i.shape) / 255, 256) for i in sample.images[:4]])
+    model, generator = adapt.start(backbone, 0, "pretrained").eval(), torch.Generator().manual_seed(1)
+    changed, masks = deviated(model, backbone.latents, images, generator, 0.15)
+    assert changed.shape == images.shape
+    assert masks.shape == (4, 256, 256)
+    assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
+    change = (changed - images).abs().mean(1)
+    for found, mask in zip(change, masks.bool(), strict=True):
+        assert mask.any()
+        assert found[mask].mean() > 10 * found[~mask].mean()
 
 
 @pytest.mark.slow

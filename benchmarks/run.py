@@ -51,7 +51,6 @@ METHODS = {
     "lesions-only": replace(DEFAULT, deviations={}, branches={"clip": 1.0}),
     "scratch": SCRATCH,
     "scratch-no-deviation": replace(SCRATCH, deviations={}),
-    "scratch-no-lesions": replace(SCRATCH, n_lesions=0),
 }
 BASELINES = ("padim", "zero-shot", "anomalib-patchcore")
 """The last one needs anomalib, whose requirements are not ours: give it an environment of its own."""
@@ -282,7 +281,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, help="test images of each seed, the same for all methods; default all")
-    parser.add_argument("--init", default="pretrained", help="pretrained or random, as for AnomalyDetector")
+    parser.add_argument("--init", choices=("pretrained", "random"), default="pretrained", help="of the trained parts")
     parser.add_argument("--jobs", type=int, default=1, help="sets at a time, each in a process with one thread")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments).config

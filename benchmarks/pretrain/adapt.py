@@ -86,8 +86,8 @@ def train(
     begun = time.time()
     backbone = load_backbone(get_spec("tiny"), CPU)
     vision = backbone.vision.to(memory_format=torch.channels_last)
-    before = start(backbone, seed, "pretrained").eval()  # its deviation network stays as it is
-    deviate = partial(deviated, before, backbone.latents) if deviations else None
+    # a model of its own, whose deviation network stays as it is
+    deviate = partial(deviated, start(backbone, seed, "pretrained").eval(), backbone.latents) if deviations else None
     pool = Pool(data, backbone.spec.image_px, pooled(vision), seed=seed, limit=limit, deviate=deviate)
     print(f"{len(pool.items)} images, {time.time() - begun:.0f} s", flush=True)
     model = start(backbone, seed, "pretrained" if more else "random")
@@ -134,7 +134,7 @@ def train(
         if step + 1 in (mean_of or [steps]):
             kept.append({k: v.clone() for k, v in averaged.module.state_dict().items()})
     mean = {k: torch.stack([found[k] for found in kept]).float().mean(0) for k in kept[0]}
-    mean = {k: v.lerp(old[k].float(), keep) if keep else v for k, v in mean.items()}
+    mean = {k: v.lerp(old[k].float(), keep) for k, v in mean.items()}
     tensors = load_file(backbone.spec.folder / "clip.safetensors")
     save(mean, tensors, backbone.initial if more else {}, clip, heads)
     described = json.loads((backbone.spec.folder / "clip.json").read_text())

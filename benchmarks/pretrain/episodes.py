@@ -17,9 +17,10 @@ from oneshot_medad.backbones.medvae import LatentSpace
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.images.preprocess import to_field
 from oneshot_medad.nn.losses import dice_loss, focal_loss
-from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise, masked_forward
+from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise
 from oneshot_medad.synthesis.lesions import MIN_CHANGE, add_lesions
 from oneshot_medad.synthesis.masks import blob_masks, local_contrast
+from oneshot_medad.training.cache import Batch, Encoded
 from oneshot_medad.training.joint import JointModel
 
 Draw = Callable[[torch.Tensor, torch.Generator, float], tuple[torch.Tensor, torch.Tensor]]
@@ -217,11 +218,13 @@ def deviated(
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16(images.device)):
         z = latents.encode(images).float()
-        mask = blob_masks(local_contrast(images, (z.shape[-2], z.shape[-1])), generator, max_area=largest)
+        content = local_contrast(images, (z.shape[-2], z.shape[-1]))
+        mask = blob_masks(content, generator, max_area=largest)
         t = torch.randint(N_TIMES // 4, N_TIMES, (len(z),), generator=generator)
-        disturbed = masked_forward(z, mask, t, draw_noise(z, model.recipe.deviations, generator))
-        deviation = disturbed.strength[:, None, None, None] * model.unet(disturbed.z_noisy, disturbed.t)
-        change = latents.decode(z + deviation) - latents.decode(z)
+        noise = draw_noise(z, model.recipe.deviations, generator)
+        normal = Encoded(z, [], content, torch.zeros_like(mask))
+        z_anom, _ = model.synthesise(Batch(normal, normal, None, mask, t, noise))
+        change = latents.decode(z_anom) - latents.decode(z)
     changed = (images + change.float()).clamp(0, 1)
     difference = (changed - images).abs().mean(1)
     masks = F.interpolate(mask[:, None], images.shape[-2:], mode="nearest")[:, 0] * (difference > 0.02)

@@ -17,6 +17,7 @@ _PLACES = {
     "datasets": "datasets",
     "errors": "errors",
     "evaluation": "evaluation",
+    "model_selection": "model_selection",
     "slices": "images.expand",
 }
 __all__ = [*_PLACES, "__version__"]
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from oneshot_medad import datasets as datasets
     from oneshot_medad import errors as errors
     from oneshot_medad import evaluation as evaluation
+    from oneshot_medad import model_selection as model_selection
     from oneshot_medad.backbones.specs import BackboneSpec as BackboneSpec
     from oneshot_medad.backbones.specs import HubWeights as HubWeights
     from oneshot_medad.config import Recipe as Recipe

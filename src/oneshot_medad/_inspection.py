@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +9,13 @@ import torch
 
 from oneshot_medad._sharing import Shareable
 from oneshot_medad.backbones.specs import BackboneSpec
-from oneshot_medad.calibration import finest_rate
-from oneshot_medad.errors import ImageError
+from oneshot_medad.calibration import finest_rate, percent, promises
+from oneshot_medad.errors import BlankImageError, ImageError
 from oneshot_medad.explain import Explanation
+from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import MedicalImage, expand, name_of, read_image
+from oneshot_medad.images.sanity import listed, pixels_sha256
 
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
@@ -106,7 +107,7 @@ class Inspectable(Shareable):
             (seen - normal).abs().mean(dim=0).numpy(),
             float(predictions.scores[0]),
             self.threshold_,
-            predictions.verdicts[0],
+            predictions.verdict(0),
             predictions.regions(0),
         )
 
@@ -119,7 +120,7 @@ class Inspectable(Shareable):
             `fit` has not been called.
         """
         self._check_fitted()
-        return describe(self, self._spec, self._calibration["rule"])
+        return describe(self, self._spec)
 
     def _one(self, image: Any) -> Any:
         """The only source that ``image`` stands for."""
@@ -128,16 +129,28 @@ class Inspectable(Shareable):
             raise ImageError(f"Got {len(sources)} images; wanted one. Choose it first, from volumes with slices().")
         return sources[0]
 
-    def _read(self, images: Any) -> Iterator[MedicalImage]:
-        return (self._read_one(source, i) for i, source in enumerate(expand(images)))
+    def _fingerprints(self, sources: list[Any]) -> tuple[list[str], list[str]]:
+        """Name, and SHA-256 of the pixels, of every entry of `expand`; that of a blank slice is empty."""
+        names, hashes = [name_of(source, i) for i, source in enumerate(sources)], [""] * len(sources)
+        for i, source in enumerate(sources):
+            try:
+                hashes[i] = pixels_sha256(self._read_one(source, i))
+            except BlankImageError:
+                if not isinstance(source, Slice):
+                    raise
+        return names, hashes
 
     def _read_one(self, source: Any, position: int) -> MedicalImage:
         return read_image(source, name_of(source, position), self.intensity_range)
 
 
-def describe(detector: Any, spec: BackboneSpec, rule: str) -> str:
+HASHES = 20
+"""Images whose hashes `describe` lists."""
+
+
+def describe(detector: Any, spec: BackboneSpec) -> str:
     """What a fitted detector does with an image, line by line."""
-    window, known = detector.intensity_range, detector.calibration_scores_
+    window, known, found = detector.intensity_range, detector.calibration_scores_, detector.calibration_
     if window is None:
         intensities = (
             "8-bit and 16-bit pixels span their whole range, floats lie in [0, 1], DICOM files take their first window "
@@ -155,9 +168,19 @@ def describe(detector: Any, spec: BackboneSpec, rule: str) -> str:
         "ratio kept, the rest black",
         "Intensities": intensities,
         "Fitted on": f"{detector.n_support_} normal image{'s' * (detector.n_support_ != 1)}",
-        "Threshold": f"{detector.threshold_:.3f}, " + _RULES[rule].format(n=0 if known is None else len(known)),
+        "Threshold": f"{detector.threshold_:.3f}, " + _RULES[found["rule"]].format(n=found["n_normal"]),
         "Score": "higher is more abnormal; 0 is the median augmented view of the normal images, 1 the median synthetic "
         "anomaly, values may lie outside; it is no probability of disease",
         "P-values": "none before calibrate has seen normal images" if known is None else finest_rate(len(known)),
     }
+    if found["target_fpr"]:
+        lines["Threshold"] += f", for a rate of {percent(found['target_fpr'])}"
+    if found["uncertain_from"] is not None:
+        lines["Uncertain"] = f"from {found['uncertain_from']:.3f} to the threshold"
+        lines["Uncertain"] += f", for a rate of {percent(found['uncertain_fpr'])}" if found["uncertain_fpr"] else ""
+    if promises(found):
+        lines["False positives"] = " ".join(promises(found)).removesuffix(".")
+    if found["images"]:
+        hashes = listed([image[:12] for image in found["images"]], HASHES)
+        lines["Calibrated on"] = f"{len(found['images'])} images, whose pixels have the SHA-256 {hashes}"
     return "\n".join(f"{name}: {text}." for name, text in lines.items())

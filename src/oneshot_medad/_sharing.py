@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 
+from oneshot_medad._parameters import Parameters
 from oneshot_medad._runtime import is_writer, resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.resolve import cache_folder, resolve
 from oneshot_medad.backbones.specs import BACKBONES, SPEC, STATISTICS, BackboneSpec, get_spec
-from oneshot_medad.calibration import uncalibrated
+from oneshot_medad.calibration import stated, uncalibrated
 from oneshot_medad.errors import NotFittedError, PersistenceError
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.images.read import MedicalImage
@@ -36,7 +36,7 @@ SHEET = 6
 """Drawn anomalies on the picture that a card may show."""
 
 
-class Shareable(BaseEstimator):
+class Shareable(Parameters):
     """The part of `AnomalyDetector` that knows folders and the Hub."""
 
     fetch: str
@@ -166,6 +166,18 @@ class Shareable(BaseEstimator):
         """(n,) sorted scores of the normal images given to `calibrate`; None before."""
         scores = self._calibrated("normal_scores")
         return np.array(scores, dtype=float) if scores else None
+
+    @property
+    def calibration_(self) -> dict[str, Any]:
+        """How the threshold was found, on which images, and what false-positive rate that promises.
+
+        ``rule``, ``threshold``, ``target_fpr``, ``uncertain_from``, ``uncertain_fpr``, ``n_normal``, ``images`` (their
+        SHA-256, of the pixels of all that were given to `calibrate`); ``expected_fpr`` and ``fpr_bound`` (at 95 %
+        confidence) of the threshold, ``expected_uncertain`` and ``uncertain_bound`` of the lower end of the reject
+        band; None where normal images did not set it.
+        """
+        self._calibrated("threshold")
+        return stated(self._calibration)
 
     @classmethod
     def from_pretrained(

@@ -13,8 +13,8 @@ from oneshot_medad.errors import ConfigError
 RULES = {
     "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
     "them. It is a starting point, not a promised false-positive rate.",
-    "normals": "It was set on further normal images so that at most a chosen share of new normal images is flagged, as "
-    "far as they come from the same population, scanner and protocol.",
+    "normals": "It was set on further normal images so that on average at most a chosen share of new normal images is "
+    "flagged, as far as they come from the same population, scanner and protocol.",
     "labels": "It was set on labelled images for the highest sum of sensitivity and specificity on them.",
     "manual": "It was set by hand.",
     "none": "The threshold was not calibrated: it is where the probabilities of normal and abnormal are equal.",
@@ -47,6 +47,10 @@ def shown(values: np.ndarray, threshold: float) -> np.ndarray:
     return np.asarray(expit(STEEPNESS * (values - threshold)))
 
 
+BY_HAND: dict[str, Any] = {"rule": "manual", "uncertain_from": None, "target_fpr": None, "uncertain_fpr": None}
+"""What a threshold that nothing was asked of has in ``calibration.json``."""
+
+
 def uncalibrated(threshold: float, rule: str, n_support: int, least_similarity: float | None = None) -> dict[str, Any]:
     """Content of ``calibration.json`` before `AnomalyDetector.calibrate` has seen anything.
 
@@ -58,11 +62,12 @@ def uncalibrated(threshold: float, rule: str, n_support: int, least_similarity: 
         Similarity to the normal images below which an image is not judged; None judges every image.
     """
     return {
+        **BY_HAND,
         "threshold": threshold,
         "rule": rule,
         "n_support": n_support,
         "normal_scores": [],
-        "uncertain_from": None,
+        "images": [],
         "least_similarity": least_similarity,
     }
 
@@ -110,6 +115,82 @@ def normal_threshold(normal: np.ndarray, target_fpr: float) -> float:
             f"on at least {needed} normal images, or ask for a higher rate."
         )
     return float(np.sort(normal)[rank - 1])
+
+
+def false_positives(normal: np.ndarray, threshold: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Share of further normal images above a threshold that is one of n normal scores: expected, and upper bound.
+
+    If the threshold is the k-th smallest of the n, the share of the population above it is a draw from the
+    distribution Beta(n + 1 − k, k), whatever the population (Vovk 2012): its mean, and the quantile at ``confidence``.
+
+    Parameters
+    ----------
+    normal
+        (n,) scores.
+    threshold
+        One of them.
+    confidence
+        Share of draws of n images for which the bound holds.
+
+    Examples
+    --------
+    >>> [tuple(round(share, 3) for share in false_positives(np.arange(n), n - 1)) for n in (19, 59)]
+    [(0.05, 0.146), (0.017, 0.05)]
+    """
+    from scipy.special import betaincinv
+
+    n, k = len(normal), int((normal <= threshold).sum())
+    return (n + 1 - k) / (n + 1), float(betaincinv(n + 1 - k, k, confidence)) if k else 1.0
+
+
+def stated(calibration: dict[str, Any]) -> dict[str, Any]:
+    """What cards, reports and `AnomalyDetector.calibration_` say of a calibration.
+
+    Parameters
+    ----------
+    calibration
+        Content of ``calibration.json``.
+
+    Returns
+    -------
+    What `AnomalyDetector.calibration_` lists; the rates and bounds are those of `false_positives`.
+    """
+    normal = np.array(calibration["normal_scores"], dtype=float)
+    ends = {"threshold": ("expected_fpr", "fpr_bound"), "uncertain_from": ("expected_uncertain", "uncertain_bound")}
+    found = {k: calibration[k] for k in ("rule", "threshold", "target_fpr", "uncertain_from", "uncertain_fpr")}
+    found |= {"n_normal": len(normal), "images": list(calibration["images"])}
+    for end, names in ends.items():
+        known = calibration["rule"] == "normals" and calibration[end] is not None and len(normal)
+        found |= dict(zip(names, false_positives(normal, calibration[end]) if known else (None, None), strict=True))
+    return found
+
+
+def promises(found: dict[str, Any]) -> list[str]:
+    """What `stated` expects of further normal images, in sentences; none unless normal images set the threshold.
+
+    Examples
+    --------
+    >>> found = stated({**uncalibrated(18.0, "normals", 1), "normal_scores": list(range(19)), "target_fpr": 0.05})
+    >>> print(*promises(found))
+    19 normal images promise that 5 % of further ones are flagged on average, and at most 14.6 % with 95 % confidence.
+    """
+    sentences = []
+    for word, ends in (
+        ("flagged", ("expected_fpr", "fpr_bound")),
+        ("flagged or called uncertain", ("expected_uncertain", "uncertain_bound")),
+    ):
+        expected, bound = (found[name] for name in ends)
+        if expected is not None:
+            sentences.append(
+                f"{found['n_normal']} normal images promise that {percent(expected)} of further ones are {word} on "
+                f"average, and at most {percent(bound)} with 95 % confidence."
+            )
+    return sentences
+
+
+def percent(share: float) -> str:
+    """A share in words, as in 14.6 %."""
+    return f"{100 * share:.3g} %"
 
 
 def finest_rate(n: int) -> str:

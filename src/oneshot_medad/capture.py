@@ -67,9 +67,7 @@ def need_pydicom() -> None:
 
 def capture_picture(predictions: Predictions, i: int) -> Image.Image:
     """RGB: `visualize.picture` with the score and the notice below it."""
-    word = "ABOVE" if predictions.flags[i] else "not above"
-    if predictions.verdicts[i] == "cannot judge":
-        word = "of an image of another kind (cannot judge): " + word
+    word = {"abnormal": "ABOVE", "uncertain": "not above, but close to"}.get(predictions.verdict(i), "not above")
     score = f"anomaly score {predictions.shown[i]:.2f}, {word} the threshold (0.50)"
     return captioned(picture(predictions, i), [score, NOTICE])
 

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from itertools import groupby
 from pathlib import Path
@@ -75,8 +76,17 @@ def _not_read(reasons: dict[str, str], where: Path) -> None:
 
 
 def _summary(counts: dict[str, Any], where: Path) -> str:
-    foreign = f"{counts['cannot_judge']} not for this detector to judge, " if counts["cannot_judge"] else ""
-    return f"{counts['images']} images, {counts['flagged']} flagged, {foreign}{counts['failed']} not readable: {where}"
+    words = {"uncertain": "uncertain", "cannot_judge": "not for this detector to judge", "blank": "blank"}
+    some = "".join(f"{counts[name]} {word}, " for name, word in words.items() if counts[name])
+    return f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable: {where}"
+
+
+def _failures(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Why images could not be read, by name; blank slices are no failures."""
+    from oneshot_medad.images.read import BLANK
+    from oneshot_medad.results.verdicts import NOT_READ
+
+    return {row["name"]: row["reason"] for row in rows if row["verdict"] == NOT_READ and row["reason"] != BLANK}
 
 
 def _version(wanted: bool) -> None:
@@ -136,7 +146,8 @@ def predict(
     from tqdm.auto import tqdm
 
     from oneshot_medad.export import check_format
-    from oneshot_medad.images.read import BLANK, expand
+    from oneshot_medad.images.read import expand
+    from oneshot_medad.results.verdicts import count
 
     if heatmaps:
         check_format(format.value)
@@ -169,19 +180,12 @@ def predict(
                 writer.writeheader()
             writer.writerows(rows)
             file.flush()
-            done |= {row["name"]: {k: str(v) for k, v in row.items()} for row in rows}
+            done |= {row["name"]: row for row in rows}
             bar.update(len(rows))
     chosen = [done[str(source)] for source in sources]
-    reasons = {row["name"]: row["reason"] for row in chosen if row["reason"] not in ("", BLANK)}
-    counts = {
-        "images": len(chosen),
-        "flagged": sum(row["flag"] == "True" for row in chosen),
-        "cannot_judge": sum(row["verdict"] == "cannot judge" for row in chosen),
-        "failed": len(reasons),
-        "table": str(table),
-    }
-    _tell(_summary(counts, table), counts, as_json)
-    _not_read(reasons, table)
+    counts = count([row["verdict"] for row in chosen], [row["reason"] for row in chosen])
+    _tell(_summary(counts, table), {**counts, "table": str(table)}, as_json)
+    _not_read(_failures(chosen), table)
 
 
 @contextmanager
@@ -260,21 +264,12 @@ def report(
 
     Images that cannot be read are recorded with the reason, and the exit code is then 3.
     """
-    from oneshot_medad.images.read import BLANK
-
     out = out / "report.html" if out.is_dir() else out
     predictions = _load(detector, backbone, progress=not as_json).predict(images, on_error="record")
     out.parent.mkdir(parents=True, exist_ok=True)
-    reasons = {row["name"]: row["reason"] for row in predictions.to_rows() if row["reason"] not in ("", BLANK)}
-    values = {
-        "images": len(predictions),
-        "flagged": int(predictions.flags.sum()),
-        "cannot_judge": predictions.verdicts.count("cannot judge"),
-        "failed": len(reasons),
-        "report": str(predictions.to_html(out, title)),
-    }
-    _tell(_summary(values, out), values, as_json)
-    _not_read(reasons, out)
+    counts = predictions.counts()
+    _tell(_summary(counts, out), {**counts, "report": str(predictions.to_html(out, title))}, as_json)
+    _not_read(_failures(predictions.to_rows()), out)
 
 
 @app.command()
@@ -289,12 +284,15 @@ def calibrate(
     uncertain_fpr: Annotated[
         float | None, typer.Option(help="Larger share; images that only it would flag are called uncertain.")
     ] = None,
+    accept_unlike: Annotated[
+        bool, typer.Option("--accept-unlike", help='Take images too that the detector calls "cannot judge".')
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the result, in place of the detector's own.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Set the threshold of a detector on images of your own; nothing is fitted again."""
-    from oneshot_medad.calibration import finest_rate
+    from oneshot_medad.calibration import finest_rate, promises
     from oneshot_medad.errors import ConfigError
     from oneshot_medad.images.read import expand
     from oneshot_medad.persistence.folder import check_target
@@ -306,11 +304,18 @@ def calibrate(
     found = _load(detector, backbone, progress=not as_json)
     groups = [expand(normals), expand(abnormal) if abnormal else []]
     labels = [0] * len(groups[0]) + [1] * len(groups[1]) if abnormal else None
-    found.calibrate(groups[0] + groups[1], labels, target_fpr=target_fpr, uncertain_fpr=uncertain_fpr)
+    found.calibrate(
+        groups[0] + groups[1],
+        labels,
+        target_fpr=target_fpr,
+        uncertain_fpr=uncertain_fpr,
+        accept_unlike=accept_unlike,
+    )
     found.save_pretrained(out)
-    n = len(found.calibration_scores_)
-    values = {"detector": str(out), "threshold": found.threshold_, "n_normal": n, "finest_rate": 1 / (n + 1)}
-    _tell(f"Threshold {found.threshold_:.3f}: {out}\nFor p-values, {finest_rate(n)}.", values, as_json)
+    stated = found.calibration_
+    n = stated["n_normal"]
+    lines = [f"Threshold {found.threshold_:.3f}: {out}", *promises(stated), f"For p-values, {finest_rate(n)}."]
+    _tell("\n".join(lines), {"detector": str(out), **stated, "finest_rate": 1 / (n + 1)}, as_json)
 
 
 @app.command()
@@ -337,15 +342,18 @@ def evaluate(
 def info(detector: Detector, as_json: AsJson = False) -> None:
     """What a saved detector was fitted on, and what was measured."""
     found = _load(detector, None)
-    known = found.calibration_scores_
+    stated = found.calibration_
+    n, images = stated.pop("n_normal"), stated.pop("images")
     values = {
         "backbone": found.backbone if isinstance(found.backbone, str) else found.backbone.name,
         "n_support": found.n_support_,
         "intensity_range": found.intensity_range,
-        "threshold": found.threshold_,
-        "threshold_rule": found._calibration["rule"],
-        "n_calibration": 0 if known is None else len(known),
-        "finest_rate": None if known is None else 1 / (len(known) + 1),
+        "threshold": stated.pop("threshold"),
+        "threshold_rule": stated.pop("rule"),
+        "n_calibration": n,
+        "finest_rate": 1 / (n + 1) if n else None,
+        **stated,
+        "calibration_images": images,
         "sha256": found.fingerprint_,
         **found.provenance_,
         "evaluation": found.evaluation_,
@@ -373,21 +381,21 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Fit on one slice of the packaged brain, score others, and draw where they are abnormal."""
-    from oneshot_medad import AnomalyDetector, Predictions, datasets, evaluation, visualize
+    from oneshot_medad import AnomalyDetector, datasets, evaluation, visualize
 
     sample = datasets.load_sample()
     detector = AnomalyDetector(random_state=0, progress=not as_json).fit(sample.support)
     found = detector.predict(sample.images)
-    table = Predictions(found.scores, found.heatmaps, found.threshold, sample.names)
+    table = replace(found, names=sample.names)
     auroc = evaluation.auroc(sample.labels, found.scores)
     out.mkdir(parents=True, exist_ok=True)
     pictures = [
-        visualize.overlay(image, heatmap, found.threshold, mask)
-        for image, heatmap, mask in zip(sample.images, found.heatmaps, sample.masks, strict=True)
+        visualize.overlay(image, found.pictured(i), found.threshold, mask)
+        for i, (image, mask) in enumerate(zip(sample.images, sample.masks, strict=True))
     ]
     visualize.contact_sheet(pictures, sample.names).save(out / "contact-sheet.png")
     sheet = str(out / "contact-sheet.png")
-    values = {"images": len(table), "flagged": int(table.flags.sum()), "image_auroc": auroc, "pictures": sheet}
+    values = {**table.counts(), "image_auroc": auroc, "pictures": sheet}
     _tell(f"{table}\nimage-level AUROC {auroc:.3f}\npictures: {sheet}", values, as_json)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +13,26 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from oneshot_medad._inspection import Inspectable
+from oneshot_medad._measuring import Measurable
 from oneshot_medad._runtime import process_count, resolve_device, seeded
 from oneshot_medad.backbones import load_backbone
 from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import BackboneSpec, get_spec
-from oneshot_medad.calibration import (
-    labelled_threshold,
-    lowest_similarity,
-    normal_threshold,
-    synthetic_threshold,
-    uncalibrated,
-)
+from oneshot_medad.calibration import synthetic_threshold, uncalibrated
 from oneshot_medad.config import Recipe
 from oneshot_medad.errors import BlankImageError, ConfigError, ImageError
-from oneshot_medad.evaluation import summary
 from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
+from oneshot_medad.images.sanity import copies, faint, saturated, warn_saturated
+from oneshot_medad.model_selection import normal_rows
 from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import fit_scorer
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
 
-FAINT = 0.1
-"""Share of the intensity range; normal images that use less are warned about, as 12 bits in a 16-bit file do."""
 
-
-class AnomalyDetector(Inspectable):
+class AnomalyDetector(Measurable):
     """One-shot anomaly detector for medical images: higher scores are more abnormal.
 
     The constructor stores its arguments; `fit` checks them.
@@ -113,7 +105,8 @@ class AnomalyDetector(Inspectable):
             Path, folder, glob pattern, zip archive, PIL image, array (H, W), (H, W, 3) or (N, H, W), torch tensor, or a
             list. Choose slices of a volume with `oneshot_medad.slices`.
         y
-            Ignored; present for scikit-learn.
+            0 for normal, 1 for abnormal, one per image: only the normal ones are fitted on, so that a cross-validation
+            of scikit-learn never fits on abnormal images, however it divides them. None takes all for normal.
 
         Returns
         -------
@@ -122,22 +115,21 @@ class AnomalyDetector(Inspectable):
         Raises
         ------
         ConfigError
-            A parameter that cannot be used.
+            A parameter that cannot be used, or labels that do not fit.
         ImageError, ImageFileError, ImageTypeError
             An input that cannot be used, before any weight is loaded.
         WeightsError, HubError
             Frozen networks that are missing, damaged or cannot be fetched.
         """
         recipe, spec, device, seed = self._checked()
-        support = list(self._read(images))
-        for image in support:
-            used = float(image.pixels.max() - image.pixels.min())
-            if used < FAINT:
-                warnings.warn(
-                    f"Got {image.name}, which uses {used:.1%} of its intensity range and looks nearly uniform to the "
-                    "networks; wanted contrast. Look at preview(image), and pass intensity_range=(low, high).",
-                    stacklevel=2,
-                )
+        sources = expand(images)
+        support = [self._read_one(sources[i], i) for i in normal_rows(y, len(sources))]
+        made = provenance(support)
+        for said in filter(None, [faint(image) or saturated(image) for image in support]):
+            warnings.warn(said, stacklevel=2)
+        doubled = copies([image.name for image in support], [image["sha256"] for image in made["support"]])
+        if doubled:
+            warnings.warn(f"Got {doubled}; wanted different images. They add nothing but their number.", stacklevel=2)
         fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
@@ -147,7 +139,7 @@ class AnomalyDetector(Inspectable):
         calibration = uncalibrated(
             synthetic_threshold(fitted.normal, fitted.lesion), "synthetic", len(support), backbone.least_similarity
         )
-        self._take(spec, device, fitted.scorer, calibration, provenance(support))
+        self._take(spec, device, fitted.scorer, calibration, made)
         self.history_, self._examples = fitted.history, fields[:4]
         return self
 
@@ -183,6 +175,7 @@ class AnomalyDetector(Inspectable):
         heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
         names, reasons = [""] * len(sources), [""] * len(sources)
         spacings: list[tuple[float, float] | None] = [None] * len(sources)
+        odd: list[tuple[Any, str]] = []
         with bar:
             for start in range(0, len(sources), ENCODE_BATCH):
                 chunk: dict[int, MedicalImage] = {}
@@ -196,9 +189,12 @@ class AnomalyDetector(Inspectable):
                         names[i], reasons[i] = name_of(sources[i], i), BLANK if blank else str(error)
                     else:
                         names[i], spacings[i] = chunk[i].name, chunk[i].spacing
+                        if said := saturated(chunk[i]):
+                            odd.append((sources[i], said))
                 for i, found in zip(chunk, self._score(list(chunk.values())), strict=True):
                     scores[i], heatmaps[i], similarities[i] = found
                 bar.update(min(ENCODE_BATCH, len(sources) - start))
+        warn_saturated(odd, len(sources), stacklevel=2)
         return Predictions(
             scores,
             heatmaps,
@@ -214,6 +210,7 @@ class AnomalyDetector(Inspectable):
                 "backbone": self._spec.name,
                 "n_support": self.n_support_,
                 "threshold_rule": self._calibration["rule"],
+                "calibration": self.calibration_,
                 "evaluation": self.evaluation_,
                 **stamp(),
             },
@@ -221,133 +218,6 @@ class AnomalyDetector(Inspectable):
             similarities,
             self._calibration["least_similarity"],
         )
-
-    def decision_function(self, images: Any) -> np.ndarray:
-        """(N,) scores alone, higher for more abnormal, for scikit-learn's ``scoring="roc_auc"``."""
-        return self.predict(images).scores
-
-    def evaluate(
-        self,
-        images: Any,
-        labels: Sequence[int],
-        masks: Sequence[np.ndarray] | None = None,
-        groups: Sequence[Hashable] | None = None,
-    ) -> dict[str, Any]:
-        """Measure this detector on labelled images and keep the result for its card.
-
-        Parameters
-        ----------
-        images
-            As for `predict`; none that the detector was fitted on or tuned to.
-        labels
-            0 for normal, 1 for abnormal, one per image; both must occur.
-        masks
-            (H, W) per image on its own grid, true on the lesion; all false for normal images.
-        groups
-            For example the patient of each image; intervals are drawn over groups.
-
-        Returns
-        -------
-        Image AUROC and average precision, sensitivity and specificity at the threshold, pixel AUROC and AUPRO with
-        masks, 95 % bootstrap intervals, and counts.
-        """
-        predictions = self.predict(images)
-        if np.isnan(predictions.scores).any():
-            blank = [name for name, reason in zip(predictions.names, predictions.reasons, strict=True) if reason]
-            raise ImageError(
-                f"Got {len(blank)} blank slices ({blank[0]} …); wanted content. Leave them and labels out."
-            )
-        self.evaluation_ = summary(predictions.scores, predictions.flags, labels, predictions.heatmaps, masks, groups)
-        return self.evaluation_
-
-    def calibrate(
-        self,
-        normals: Any,
-        labels: Sequence[int] | None = None,
-        *,
-        target_fpr: float = 0.05,
-        uncertain_fpr: float | None = None,
-    ) -> AnomalyDetector:
-        """Set the threshold on images of one's own, without fitting again.
-
-        Parameters
-        ----------
-        normals
-            Normal images that the detector was not fitted on; with ``labels``, normal and abnormal ones. Blank slices
-            of volumes do not count.
-        labels
-            0 for normal, 1 for abnormal: the threshold then has the highest sum of sensitivity and specificity on them,
-            and ``target_fpr`` is not used.
-        target_fpr
-            Share of further normal images that may be flagged (`calibration.normal_threshold`), and share of images of
-            this kind that may be called too unlike them to judge (`calibration.lowest_similarity`); without ``labels``
-            the latter never becomes stricter than the backbone's own limit, or lesions would fall below it.
-        uncertain_fpr
-            Above ``target_fpr``: images that only a threshold for this larger share would flag are called uncertain.
-            None calls none so.
-
-        Returns
-        -------
-        The detector itself. Predictions then carry percentiles and p-values against the normal images given here.
-
-        Raises
-        ------
-        ConfigError
-            A rate that the images do not support, or labels that do not fit; nothing has changed then.
-
-        Examples
-        --------
-        >>> from oneshot_medad import AnomalyDetector, datasets
-        >>> sample = datasets.load_sample(n_normal=5, n_abnormal=1)
-        >>> detector = AnomalyDetector(random_state=0, n_steps=2).fit(sample.support)
-        >>> predictions = detector.calibrate(sample.images[:4], target_fpr=0.25).predict(sample.images[4:])
-        >>> predictions.p_values.shape
-        (2,)
-        """
-        if uncertain_fpr is not None and (labels is not None or not target_fpr < uncertain_fpr):
-            raise ConfigError(
-                f"Got uncertain_fpr={uncertain_fpr!r}; wanted a rate above target_fpr={target_fpr:g}, without labels."
-            )
-        predictions = self.predict(normals)
-        read = ~np.isnan(predictions.scores)
-        if labels is not None and len(labels) == len(read):
-            labels = np.asarray(labels)[read].tolist()
-        scores, similarities = predictions.scores[read], np.asarray(predictions.similarities)[read]
-        found: dict[str, Any] = {"uncertain_from": None}
-        if labels is None:
-            found |= {"threshold": normal_threshold(scores, target_fpr), "rule": "normals"}
-            if uncertain_fpr is not None:
-                found["uncertain_from"] = normal_threshold(scores, uncertain_fpr)
-        else:
-            found |= {"threshold": labelled_threshold(scores, labels), "rule": "labels"}
-            scores = scores[np.asarray(labels) == 0]
-        if self._scorer.knows_kind:
-            limits = [lowest_similarity(similarities, target_fpr)]
-            if labels is None and self._backbone.least_similarity is not None:  # lesions make images less alike too
-                limits.append(self._backbone.least_similarity)
-            found["least_similarity"] = min(limits)
-        return self._recalibrated(**found, normal_scores=np.sort(scores).tolist())
-
-    def set_threshold(self, threshold: float) -> AnomalyDetector:
-        """Flag images that score above ``threshold``, on the raw scale of `Predictions.scores`; none is uncertain."""
-        self._check_fitted()
-        if not isinstance(threshold, Real) or not np.isfinite(threshold):
-            raise ConfigError(f"Got threshold={threshold!r}; wanted a finite number.")
-        return self._recalibrated(threshold=float(threshold), rule="manual", uncertain_from=None)
-
-    def _recalibrated(self, **found: Any) -> AnomalyDetector:
-        """Take another threshold, and forget what was measured at the old one."""
-        self._calibration = {**self._calibration, **found}
-        measured = self.evaluation_ or {}
-        kept = {k: v for k, v in measured.items() if not k.startswith(("sensitivity", "specificity"))}
-        self.evaluation_ = kept or None
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        """An outlier detector to scikit-learn: ``scoring="roc_auc"`` then reads `decision_function`."""
-        tags = super().__sklearn_tags__()
-        tags.estimator_type = "outlier_detector"
-        return tags
 
     @torch.no_grad()
     def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float]]:
@@ -369,10 +239,7 @@ class AnomalyDetector(Inspectable):
     def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
         """Every parameter in the form that `fit` uses, or a `ConfigError`."""
         spec = get_spec(self.backbone)
-        named = spec.recipe if self.recipe == "default" else self.recipe
-        recipe = Recipe.named(named) if isinstance(named, str) else named
-        if not isinstance(recipe, Recipe):
-            raise ConfigError(f"Got recipe of type {type(recipe).__name__}; wanted a name or a Recipe.")
+        recipe = self._named_recipe()
         if self.n_steps is not None:
             if not isinstance(self.n_steps, Integral):
                 raise ConfigError(f"Got n_steps={self.n_steps!r}; wanted a whole number or None.")

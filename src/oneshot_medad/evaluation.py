@@ -116,6 +116,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a metric of labels and scores.
 
+    It knows no scores but those given: from few images it is too narrow, and a point where a metric is at its end.
+    `auroc_interval` and `rate_interval` are not.
+
     Parameters
     ----------
     metric
@@ -150,6 +153,67 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def rate_interval(rate: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share (Clopper and Pearson 1934): as wide as n observations ask for, also at 0 and 1.
+
+    Parameters
+    ----------
+    rate
+        Observed share.
+    n
+        Independent observations.
+    level
+        Coverage, at least.
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in rate_interval(1.0, 4)]
+    [0.398, 1.0]
+    """
+    from scipy.special import betaincinv
+
+    k, tail = rate * n, (1 - level) / 2
+    low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    return low, high
+
+
+def auroc_interval(value: float, n_normal: int, n_abnormal: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of an AUROC from the numbers of images alone, wide for few of them, also where all were separated.
+
+    The AUROCs whose standard error by Hanley and McNeil lets ``value`` happen: method 5 of Newcombe (2006, Statistics
+    in Medicine 25:559).
+
+    Parameters
+    ----------
+    value
+        Observed AUROC.
+    n_normal, n_abnormal
+        Independent images, or patients, of each kind.
+    level
+        Coverage.
+
+    Examples
+    --------
+    >>> [round(end, 3) for end in auroc_interval(1.0, 2, 2)]
+    [0.386, 1.0]
+    """
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
+    z = ndtri((1 + level) / 2)
+    extra = (n_normal + n_abnormal) / 2 - 1
+
+    def outside(area: float) -> float:
+        factor = 1 + extra * ((1 - area) / (2 - area) + area / (1 + area))
+        return (value - area) ** 2 - z**2 * area * (1 - area) * factor / (n_normal * n_abnormal)
+
+    # the ends themselves are roots that say nothing
+    low = brentq(outside, 0, min(value, 1 - 1e-9)) if value > 0 else 0.0
+    high = brentq(outside, max(value, 1e-9), 1) if value < 1 else 1.0
+    return float(low), float(high)
+
+
 def summary(
     scores: Scores,
     flags: np.ndarray,
@@ -163,26 +227,44 @@ def summary(
     Parameters
     ----------
     scores, flags, labels
-        (N,) score, decision and truth of each image.
+        (N,) score, decision and truth of each image. Masked flags are images that cannot be judged: they count as
+        missed if they are abnormal, as false alarms if they are normal, and their scores like all others.
     heatmaps, masks
         (H, W) per image; without masks nothing is said about pixels.
     groups
         Patient of each image.
+
+    Returns
+    -------
+    Measures by the names of `MEASURES`, with two 95 % intervals each. ``…_interval`` follows from the numbers of
+    images, or of patients with ``groups``, and never vanishes: `auroc_interval`; for rates `rate_interval`; for the
+    average precision too, over the abnormal ones (Boyd et al. 2013, with exact in place of asymptotic ends).
+    ``…_bootstrap`` is `bootstrap_interval`, which follows the scores, and which too few images make too narrow.
+    ``n_normal``, ``n_abnormal`` and ``n_cannot_judge`` are counts of images.
     """
     truth = _binary(labels)
     if len(truth) != len(scores):
         raise ValueError(f"Got {len(truth)} labels for {len(scores)} images; wanted as many.")
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-        "image_auroc": auroc,
-        "image_ap": average_precision,
-        "sensitivity": lambda y, s: float(np.mean(s[y == 1] > 0)),
-        "specificity": lambda y, s: float(np.mean(s[y == 0] <= 0)),
+    if groups is not None and len(groups) != len(truth):
+        raise ValueError(f"Got {len(groups)} groups for {len(truth)} images; wanted as many.")
+    right = np.ma.filled(np.ma.asarray(flags) == (truth == 1), False).astype(float)
+    units = np.arange(len(truth)) if groups is None else np.asarray(groups, dtype=str)
+    normal, abnormal = (len(set(units[truth == label].tolist())) for label in (0, 1))
+    measures: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], Scores, Callable[[float], tuple]]] = {
+        "image_auroc": (auroc, scores, lambda found: auroc_interval(found, normal, abnormal)),
+        "image_ap": (average_precision, scores, lambda found: rate_interval(found, abnormal)),
+        "sensitivity": (lambda y, s: float(s[y == 1].mean()), right, lambda found: rate_interval(found, abnormal)),
+        "specificity": (lambda y, s: float(s[y == 0].mean()), right, lambda found: rate_interval(found, normal)),
     }
-    found: dict[str, Any] = {"n_normal": int((truth == 0).sum()), "n_abnormal": int(truth.sum())}
-    for name, measure in measures.items():
-        values = np.asarray(flags if name in ("sensitivity", "specificity") else scores, dtype=float)
-        found[name] = measure(truth, values)
-        found[f"{name}_interval"] = list(bootstrap_interval(measure, truth, values, groups))
+    found: dict[str, Any] = {
+        "n_normal": int((truth == 0).sum()),
+        "n_abnormal": int(truth.sum()),
+        "n_cannot_judge": int(np.ma.getmaskarray(flags).sum()),
+    }
+    for name, (measure, values, interval) in measures.items():
+        found[name] = measure(truth, np.asarray(values, dtype=float))
+        found[f"{name}_interval"] = list(interval(found[name]))
+        found[f"{name}_bootstrap"] = list(bootstrap_interval(measure, truth, values, groups))
     if masks is not None and heatmaps is not None:
         found |= {"pixel_auroc": pixel_auroc(masks, heatmaps), "aupro": aupro(masks, heatmaps)}
     return found

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from oneshot_medad.regions import Region
+from oneshot_medad.results.verdicts import held_back
 from oneshot_medad.visualize import blend, colours
 
 
@@ -29,7 +30,7 @@ class Explanation:
     score, threshold, verdict
         As in `Predictions`.
     regions
-        Connected regions above the threshold, highest first.
+        As in `Predictions`: the connected places that make the image abnormal or uncertain, highest first.
 
     Notes
     -----
@@ -47,10 +48,14 @@ class Explanation:
     regions: list[Region] = field(default_factory=list)
 
     def picture(self) -> Image.Image:
-        """Image, heatmap over it, ``normal`` and ``difference`` (0 to 0.25 on the colour scale), side by side."""
+        """Image, heatmap over it, ``normal`` and ``difference`` (0 to 0.25 on the colour scale), side by side.
+
+        The heatmap looks as `Predictions.pictured` says.
+        """
+        held = held_back(self.heatmap, self.verdict, self.threshold)
         panels = [
             self.image,
-            blend(self.image, self.heatmap, self.threshold),
+            self.image if not held.size else blend(self.image, held, self.threshold),
             self.normal,
             colours((self.difference * 4).clip(0, 1)),
         ]

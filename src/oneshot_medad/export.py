@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from oneshot_medad._hub import sha256
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ConfigError, OneShotError
+from oneshot_medad.images.sanity import pixels_sha256
 
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
@@ -26,9 +26,9 @@ def audit_records(predictions: Predictions) -> list[dict[str, Any]]:
     made, window = predictions.provenance, predictions.intensity_range
     records = []
     for i, row in enumerate(predictions.to_rows()):
-        done = not np.isnan(row["score"])
-        numbers = [k for k in ("score", "shown", "percentile", "p_value", "similarity") if k in row]
-        known: dict[str, Any] = {k: row[k] if done else None for k in numbers}
+        known: dict[str, Any] = {
+            k: row[k] for k in ("score", "shown", "percentile", "p_value", "similarity") if k in row
+        }
         records.append(
             {
                 "time": made.get("time"),
@@ -61,10 +61,9 @@ def input_hash(predictions: Predictions, i: int) -> dict[str, str | None]:
     if path is not None:
         return {"input_sha256": sha256(path), "input_hash_of": "file"}
     try:
-        pixels = predictions.read(i).pixels.numpy().tobytes()
+        return {"input_sha256": pixels_sha256(predictions.read(i)), "input_hash_of": "pixels"}
     except OneShotError:
         return {"input_sha256": None, "input_hash_of": None}
-    return {"input_sha256": hashlib.sha256(pixels).hexdigest(), "input_hash_of": "pixels"}
 
 
 def file_of(source: Any) -> Path | None:
@@ -98,7 +97,7 @@ def save_heatmaps(predictions: Predictions, folder: Path, start: int, form: str)
     paths: list[Path | None] = []
     for i, name in enumerate(predictions.names):
         stem = re.sub(r"[^\w. -]", "_", Path(name).stem)
-        path = folder / f"{start + i:05d}-{stem}{FORMATS[form]}" if predictions.heatmaps[i].size else None
+        path = folder / f"{start + i:05d}-{stem}{FORMATS[form]}" if predictions.pictured(i).size else None
         if path and form == "dicom":
             _dicom(predictions, i, path, start + i + 1)
         elif path:
@@ -110,14 +109,15 @@ def save_heatmaps(predictions: Predictions, folder: Path, start: int, form: str)
 def _png(predictions: Predictions, i: int, path: Path) -> None:
     from PIL import Image
 
-    level = shown(predictions.heatmaps[i].astype(float), predictions.threshold)
+    level = shown(predictions.pictured(i).astype(float), predictions.threshold)
     Image.fromarray((level * 65535).round().astype(np.uint16)).save(path)
 
 
 def _npz(predictions: Predictions, i: int, path: Path) -> None:
     spacing = predictions.spacing(i)
-    known = {} if spacing is None else {"spacing_mm": np.array(spacing)}
-    np.savez_compressed(path, heatmap=predictions.heatmaps[i], threshold=predictions.threshold, **known)
+    known: dict[str, Any] = {} if spacing is None else {"spacing_mm": np.array(spacing)}
+    known |= {"threshold": predictions.threshold, "verdict": predictions.verdict(i)}
+    np.savez_compressed(path, heatmap=predictions.heatmaps[i], **known)
 
 
 def _nifti(predictions: Predictions, i: int, path: Path) -> None:
@@ -127,7 +127,8 @@ def _nifti(predictions: Predictions, i: int, path: Path) -> None:
     height, width = predictions.spacing(i) or (1.0, 1.0)
     volume = nibabel.Nifti1Image(predictions.heatmaps[i].T[:, :, None], np.diag([-width, -height, 1.0, 1.0]))
     volume.header.set_xyzt_units("mm" if predictions.spacing(i) else "unknown")
-    volume.header["descrip"] = f"oneshot-medad heatmap, threshold {predictions.threshold:.6g}".encode()
+    said = f"oneshot-medad heatmap, threshold {predictions.threshold:.6g}, {predictions.verdict(i)}"
+    volume.header["descrip"] = said.encode()
     nibabel.save(volume, path)
 
 

@@ -10,18 +10,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.calibration import finest_rate, shown
-from oneshot_medad.errors import ExtraError, ImageFileError
+from oneshot_medad.calibration import shown
+from oneshot_medad.errors import ImageFileError
 from oneshot_medad.export import append_jsonl, save_heatmaps
 from oneshot_medad.images.read import MedicalImage, read_image
 from oneshot_medad.images.volumes import Volume, assemble
 from oneshot_medad.regions import Region, find_regions
+from oneshot_medad.results import tables
+from oneshot_medad.results.verdicts import ABNORMAL, JUDGED, count, decide, held_back, places_from
 from oneshot_medad.visualize import picture, plot
 
 
 @dataclass(frozen=True)
 class Predictions:
     """Scores and heatmaps of a list of images; unpacks into exactly ``(scores, heatmaps)``.
+
+    ``scores`` and ``heatmaps`` are what was computed. Everything else says what follows from it, by the `verdicts`:
+    nothing is flagged, listed or pictured as abnormal in an image that is not called so. As an array, predictions are
+    labels, 1 for a flagged image and 0 for any other, which is what scikit-learn expects of ``predict``.
 
     Attributes
     ----------
@@ -97,23 +103,30 @@ class Predictions:
 
     @property
     def shown(self) -> np.ndarray:
-        """(N,) scores in (0, 1) for people: the raw scores stretched so that the threshold lies at exactly 0.5."""
-        return shown(self.scores, self.threshold)
+        """(N,) scores in (0, 1) for people: the raw scores stretched so that the threshold lies at exactly 0.5.
+
+        NaN where an image could not be read or judged.
+        """
+        return np.where(self.judged, shown(self.scores, self.threshold), np.nan)
 
     def volumes(self) -> list[Volume]:
         """Every NIfTI volume among the images with its score and its heatmap on its own grid.
+
+        Slices that cannot be judged, as there may be at both ends, count like blank ones.
 
         Raises
         ------
         ImageFileError
             A volume's file is gone.
         """
-        return assemble(self.sources, self.scores, self.heatmaps)
+        judged, none = self.judged, np.zeros((0, 0), np.float32)
+        heatmaps = [heatmap if known else none for heatmap, known in zip(self.heatmaps, judged, strict=True)]
+        return assemble(self.sources, np.where(judged, self.scores, np.nan), heatmaps)
 
-    @property
-    def flags(self) -> np.ndarray:
-        """(N,) bool: ``scores > threshold``; false where there is no score."""
-        return self.scores > self.threshold
+    def verdict(self, i: int) -> str:
+        """What to say of image ``i``; see `verdicts`."""
+        alike = 1.0 if self.similarities is None else float(self.similarities[i])
+        return decide(float(self.scores[i]), self.threshold, self.uncertain_from, alike, self.least_similarity)
 
     @property
     def verdicts(self) -> list[str]:
@@ -122,61 +135,64 @@ class Predictions:
         "cannot judge" is an image unlike those the detector was fitted on, such as a knee given to a chest detector:
         its score means nothing. "uncertain" lies in the reject band that `AnomalyDetector.calibrate` can set.
         """
-        least = -np.inf if self.least_similarity is None else self.least_similarity
-        similar = np.ones(len(self)) if self.similarities is None else self.similarities
-        band = self.threshold if self.uncertain_from is None else self.uncertain_from
-        return [
-            "not read" if np.isnan(score)
-            else "cannot judge" if like < least
-            else "abnormal" if score > self.threshold
-            else "uncertain" if score > band
-            else "normal"
-            for score, like in zip(self.scores, similar, strict=True)
-        ]  # fmt: skip
+        return [self.verdict(i) for i in range(len(self))]
+
+    @property
+    def judged(self) -> np.ndarray:
+        """(N,) bool: images that were read and are of the detector's kind, so that their scores mean something."""
+        return np.array([verdict in JUDGED for verdict in self.verdicts], dtype=bool)
+
+    @property
+    def flags(self) -> np.ma.MaskedArray:
+        """(N,) bool: "abnormal", which is ``scores > threshold``; empty (masked) where nothing can be said.
+
+        A masked array counts and averages over what is known, and ``tolist()`` gives None for the rest.
+        ``flags.filled(False)`` is a plain array.
+        """
+        return np.ma.array([verdict == ABNORMAL for verdict in self.verdicts], mask=~self.judged, dtype=bool)
+
+    def counts(self) -> dict[str, int]:
+        """How many images got which verdict, as the command line and the report say it.
+
+        ``images`` is the sum of ``flagged``, ``uncertain``, ``normal``, ``cannot_judge``, ``blank`` (slices of volumes
+        without content) and ``failed`` (could not be read).
+        """
+        return count(self.verdicts, self.reasons or [""] * len(self))
 
     @property
     def p_values(self) -> np.ndarray | None:
         """(N,) conformal p-values against the calibration's n normal images, from 1 / (n + 1) to 1; None without any.
 
         Small means that few normal images score as high. It holds for images of the same population, scanner and
-        protocol, and says nothing about the probability of disease.
+        protocol, and says nothing about the probability of disease. NaN where an image could not be read or judged.
         """
         if self.normal_scores is None:
             return None
         at_least = (self.normal_scores[None] >= self.scores[:, None]).sum(axis=1)
-        return np.where(np.isnan(self.scores), np.nan, (1 + at_least) / (len(self.normal_scores) + 1))
+        return np.where(self.judged, (1 + at_least) / (len(self.normal_scores) + 1), np.nan)
 
     @property
     def percentiles(self) -> np.ndarray | None:
-        """(N,) percent of the calibration's normal images that score lower; None without any."""
+        """(N,) percent of the calibration's normal images that score lower, NaN as for `p_values`; None without any."""
         if self.normal_scores is None:
             return None
         lower = 100 * (self.normal_scores[None] < self.scores[:, None]).mean(axis=1)
-        return np.where(np.isnan(self.scores), np.nan, lower)
+        return np.where(self.judged, lower, np.nan)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known."""
-        columns: dict[str, Any] = {"name": self.names, "verdict": self.verdicts, "score": self.scores.tolist()}
-        columns |= {"shown": self.shown.tolist(), "flag": self.flags.tolist()}
-        if self.similarities is not None:
-            columns["similarity"] = self.similarities.tolist()
-        if self.normal_scores is not None:
-            columns |= {"percentile": self.percentiles, "p_value": self.p_values}
-        reasons = self.reasons or [""] * len(self)
-        columns["reason"] = [r.removeprefix(f"{name}: ") for name, r in zip(self.names, reasons, strict=True)]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return [{**row, "threshold": self.threshold} for row in rows]
+        """One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known.
+
+        None where there is nothing to say: of an image that was not read, or that the detector cannot judge.
+        """
+        return tables.rows_of(self)
 
     def to_frame(self) -> Any:
-        """The rows as a pandas DataFrame."""
-        import pandas
-
-        return pandas.DataFrame(self.to_rows())
+        """The rows as a pandas DataFrame; ``flag`` has the nullable type ``boolean``."""
+        return tables.frame_of(self)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the rows to a CSV file."""
-        self.to_frame().to_csv(path, index=False)
-        return Path(path)
+        return tables.write_csv(self, Path(path))
 
     def to_parquet(self, path: str | Path) -> Path:
         """Write the rows to a Parquet file.
@@ -186,14 +202,7 @@ class Predictions:
         ExtraError
             pyarrow is not installed: ``pip install "oneshot-medad[parquet]"``.
         """
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError as error:
-            raise ExtraError(
-                f"Writing Parquet needs pyarrow ({error}): pip install 'oneshot-medad[parquet]'"
-            ) from error
-        self.to_frame().to_parquet(path, index=False, engine="pyarrow")
-        return Path(path)
+        return tables.write_parquet(self, Path(path))
 
     def to_jsonl(self, path: str | Path) -> Path:
         """Append one audit record an image to a JSON Lines file; lines that are there already stay.
@@ -227,15 +236,15 @@ class Predictions:
         start
             Number of the first image; files are called by number and name, so that equal names stay apart.
         format
-            ``"png"``: 16-bit grey on the shown scale, 0 to 65535 for 0 to 1, the threshold in the middle. ``"npz"``:
-            ``heatmap`` (H, W) float32 on the scale of the scores, ``threshold``, and ``spacing_mm`` if known.
-            ``"nifti"``: the same values as one slice, the spacing in its affine. ``"dicom"``: the picture of
-            `overlay` as a secondary capture that says what it is, in the study of its source if that is a DICOM file;
-            needs ``pip install "oneshot-medad[dicom]"``.
+            ``"png"``: 16-bit grey, what `pictured` gives on the shown scale, 0 to 65535 for 0 to 1, the threshold in
+            the middle. ``"npz"``: ``heatmap`` (H, W) float32 as in `heatmaps`, ``threshold``, ``verdict``, and
+            ``spacing_mm`` if known. ``"nifti"``: the same values as one slice, the spacing in its affine.
+            ``"dicom"``: the picture of `overlay` as a secondary capture that says what it is, in the study of its
+            source if that is a DICOM file; needs ``pip install "oneshot-medad[dicom]"``.
 
         Returns
         -------
-        The files; None for an image without a heatmap.
+        The files; None for an image that was not read or cannot be judged.
 
         Raises
         ------
@@ -247,8 +256,21 @@ class Predictions:
         return save_heatmaps(self, Path(folder), start, format)
 
     def regions(self, i: int) -> list[Region]:
-        """Connected regions of heatmap ``i`` above the threshold, highest score first; none if nothing exceeds it."""
-        return find_regions(self.heatmaps[i], self.threshold, self.spacing(i))
+        """Connected places of image ``i`` that exceed the limit its score has passed, highest first.
+
+        The limit is ``threshold`` for an abnormal image and ``uncertain_from`` for an uncertain one. An image that is
+        called normal, or that cannot be judged, has none, whatever single places of its heatmap exceed.
+        """
+        limit = places_from(self.verdict(i), self.threshold, self.uncertain_from)
+        return find_regions(self.pictured(i), limit, self.spacing(i))
+
+    def pictured(self, i: int) -> np.ndarray:
+        """(H, W) heatmap ``i`` as every picture shows it, on the scale of the scores.
+
+        That of an image which is not flagged is cut at the threshold, so that it never looks more abnormal than it is
+        called; that of one which cannot be judged is empty, (0, 0). ``heatmaps[i]`` is the whole of it.
+        """
+        return held_back(self.heatmaps[i], self.verdict(i), self.threshold)
 
     def overlay(self, i: int) -> Image.Image:
         """Image ``i``, its heatmap, and both blended, side by side; `visualize.picture` says more."""
@@ -270,15 +292,9 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """(N,) labels: 1 for a flagged image, 0 for any other."""
+        return self.flags.filled(False).astype(int if dtype is None else dtype)
+
     def __str__(self) -> str:
-        """A table of file, score and verdict, with p-values and the finest of them after a calibration."""
-        width = max([len("image"), *map(len, self.names)])
-        known = self.normal_scores is not None
-        rows = [f"{'image':<{width}}  {'score':>7}  {'p-value  ' * known}verdict"]
-        for row in self.to_rows():
-            word = row["reason"] or row["verdict"].replace("abnormal", "ABNORMAL")
-            p_value = f"{row['p_value']:7.3g}  " if known else ""
-            rows.append(f"{row['name']:<{width}}  {row['score']:7.3f}  {p_value}{word}")
-        if self.normal_scores is not None:
-            rows.append(f"p-values: {finest_rate(len(self.normal_scores))}.")
-        return "\n".join(rows)
+        return tables.text_of(self)

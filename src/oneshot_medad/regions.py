@@ -1,4 +1,4 @@
-"""Connected regions of a heatmap above the threshold."""
+"""Connected regions of a heatmap above a limit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Region:
-    """One connected region of a heatmap whose pixels all exceed the threshold; pixels that touch by a corner connect.
+    """One connected region of a heatmap whose pixels all exceed a limit; pixels that touch by a corner connect.
+
+    The limit is the one that the score of the whole image has passed; see `Predictions.regions`.
 
     Attributes
     ----------
     score
-        Highest value in it, on the scale of `Predictions.scores`.
+        Highest value in it, on the scale of `Predictions.scores`; at most the threshold in an uncertain image, where
+        heatmaps are shown up to it.
     mean
         Mean value in it.
     area_px
@@ -43,7 +46,7 @@ def find_regions(heatmap: np.ndarray, threshold: float, spacing: tuple[float, fl
     heatmap
         (H, W) raw values.
     threshold
-        Of the detector.
+        What all pixels of a region exceed.
     spacing
         Height and width of a pixel in millimetres.
 
@@ -69,4 +72,4 @@ def find_regions(heatmap: np.ndarray, threshold: float, spacing: tuple[float, fl
         )
         for region in regionprops(label(heatmap > threshold, connectivity=2), intensity_image=heatmap)
     ]
-    return sorted(found, key=lambda region: region.score, reverse=True)
+    return sorted(found, key=lambda region: (region.score, region.mean), reverse=True)

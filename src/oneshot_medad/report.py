@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.calibration import RULES, finest_rate, shown
+from oneshot_medad.calibration import RULES, finest_rate, promises, shown
+from oneshot_medad.errors import ImageError
 from oneshot_medad.evaluation import MEASURES
+from oneshot_medad.images.read import BLANK
 from oneshot_medad.visualize import colours, image_again, picture, strength
 
 if TYPE_CHECKING:
@@ -31,8 +34,8 @@ def write_report(predictions: Predictions, path: Path, title: str | None = None)
     """Write the report; see `Predictions.to_html`."""
     shorts = _without_common_folder(predictions.names)
     rows = [_report_row(predictions, i, {**row, "short": shorts[i]}) for i, row in enumerate(predictions.to_rows())]
-    made = predictions.provenance
-    known = predictions.scores[~np.isnan(predictions.scores)]
+    made, found = predictions.provenance, predictions.provenance.get("calibration")
+    known = predictions.scores[predictions.judged]
     ends = [predictions.threshold - 0.5, predictions.threshold + 0.5, *known.tolist()]
     scale = colours(np.linspace(0, 1, 9))
     text = _template("report.html.j2").render(
@@ -40,10 +43,13 @@ def write_report(predictions: Predictions, path: Path, title: str | None = None)
         rows=rows,
         made=made,
         rule=RULES.get(made.get("threshold_rule", "")),
+        promises=promises(found) if found else [],
+        images=found["images"] if found else [],
         measures=_measures(made.get("evaluation")),
         threshold=predictions.threshold,
         uncertain_from=predictions.uncertain_from,
-        foreign="cannot judge" in predictions.verdicts,
+        counts=predictions.counts(),
+        blank=BLANK,
         low=min(ends),
         high=max(ends),
         calibrated=predictions.normal_scores is not None,
@@ -60,7 +66,7 @@ def notebook_table(predictions: Predictions) -> str:
     rows = predictions.to_rows()[:NOTEBOOK_ROWS]
     for i, row in enumerate(rows):
         row["picture"] = None
-        if predictions.heatmaps[i].size:
+        with suppress(ImageError):  # not read, or not judged and gone
             thumbnail = picture(predictions, i)
             thumbnail.thumbnail(THUMBNAIL)
             row["picture"] = _uri(thumbnail, "JPEG")
@@ -88,22 +94,18 @@ def _without_common_folder(names: list[str]) -> list[str]:
 
 
 def _report_row(predictions: Predictions, i: int, row: dict[str, Any]) -> dict[str, Any]:
-    heatmap = predictions.heatmaps[i]
-    if not heatmap.size:
+    shape = predictions.heatmaps[i].shape[::-1]
+    if not all(shape):
         return {**row, "image": None, "heat": None, "regions": []}
-    image = image_again(predictions, i)
-    shape = heatmap.shape[::-1]
+    image, heatmap = image_again(predictions, i), predictions.pictured(i)
     scale = min(1.0, SIDE / max(shape))
     size = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
     small = None if image is None else Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    level = Image.fromarray((shown(heatmap.astype(float), predictions.threshold) * 255).round().astype(np.uint8))
-    return {
-        **row,
-        "image": small and _uri(small, "JPEG"),
-        "heat": _heat_uri(level.resize(size, Image.Resampling.BILINEAR), opaque=image is None),
-        "size": size,
-        "regions": predictions.regions(i),
-    }
+    heat = None
+    if heatmap.size:
+        level = Image.fromarray((shown(heatmap.astype(float), predictions.threshold) * 255).round().astype(np.uint8))
+        heat = _heat_uri(level.resize(size, Image.Resampling.BILINEAR), opaque=image is None)
+    return {**row, "image": small and _uri(small, "JPEG"), "heat": heat, "regions": predictions.regions(i)}
 
 
 def _heat_uri(level: Image.Image, opaque: bool) -> str:

@@ -22,6 +22,7 @@ OPACITY = 0.75
 """Of the heatmap over an image, where it is strongest."""
 
 UNREADABLE = "heatmap only: image cannot be read again"
+UNJUDGED = "cannot judge: unlike the images fitted on"
 STRIP = 18
 """Height of a line of text below a picture, pixels."""
 
@@ -79,17 +80,22 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, threshold: float, mask: np.n
 
 
 def picture(predictions: Predictions, i: int) -> Image.Image:
-    """`overlay` of one prediction; the heatmap alone, with a note below, if its image cannot be read again.
+    """`overlay` of one prediction as `Predictions.pictured` lets it look.
+
+    The heatmap alone, with a note below, if the image cannot be read again; the image alone, with a note, if it cannot
+    be judged.
 
     Raises
     ------
     ImageError
-        It has no heatmap either, because it could not be read at all.
+        There is neither a heatmap to show nor an image.
     """
-    heatmap = predictions.heatmaps[i]
+    heatmap, image = predictions.pictured(i), image_again(predictions, i)
     if not heatmap.size:
-        raise ImageError(f"Got image {i}, which has no heatmap ({predictions.reasons[i]}); wanted one that was read.")
-    image = image_again(predictions, i)
+        if image is None:
+            said = predictions.reasons[i] if predictions.reasons else ""
+            raise ImageError(f"Got image {i}, which has no heatmap ({said}); wanted one that was read.")
+        return captioned(Image.fromarray(image), [UNJUDGED])
     if image is None:
         return captioned(Image.fromarray(colours(shown(heatmap, predictions.threshold))), [UNREADABLE])
     return overlay(image, heatmap, predictions.threshold)
@@ -140,16 +146,20 @@ def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
+    values = predictions.shown
     for i, axes in zip(range(n), grid.flat, strict=False):
-        title, heatmap = predictions.names[i].replace("\\", "/").rsplit("/", 1)[-1][-28:], predictions.heatmaps[i]
-        if not heatmap.size:
-            axes.text(0.5, 0.5, "not read", ha="center", va="center")
-        else:
-            image = image_again(predictions, i)
+        title, heatmap = predictions.names[i].replace("\\", "/").rsplit("/", 1)[-1][-28:], predictions.pictured(i)
+        image, verdict = image_again(predictions, i), predictions.verdict(i)
+        if heatmap.size:
             level = shown(heatmap, predictions.threshold)
             axes.imshow(colours(level) if image is None else blend(image, heatmap, predictions.threshold))
-            title += f"\n{predictions.shown[i]:.2f} {predictions.verdicts[i].replace('abnormal', 'ABNORMAL')}"
+            title += f"\n{values[i]:.2f} {verdict.replace('abnormal', 'ABNORMAL')}"
             title += " (heatmap only)" if image is None else ""
+        elif image is not None:
+            axes.imshow(image)
+            title += f"\n{verdict}"
+        else:
+            axes.text(0.5, 0.5, verdict, ha="center", va="center")
         axes.set_title(title, fontsize=8, parse_math=False)
     bar = figure.colorbar(ScalarMappable(cmap=COLOUR_MAP), ax=grid, shrink=0.8)
     bar.ax.axhline(0.5, color="white", linewidth=2)

@@ -68,8 +68,9 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     out = scans / "out"
     arguments = ["predict", detector, scans / "normal", scans / "abnormal", "--out", out, "--json"]
     assert run(monkeypatch, *arguments) == 0
-    assert json.loads(capsys.readouterr().out) | {"flagged": 0} == {
-        "images": 8, "flagged": 0, "cannot_judge": 0, "failed": 0, "table": str(out / "scores.csv")
+    assert json.loads(capsys.readouterr().out) | {"flagged": 0, "normal": 8} == {
+        "images": 8, "flagged": 0, "uncertain": 0, "normal": 8, "cannot_judge": 0, "blank": 0, "failed": 0,
+        "table": str(out / "scores.csv"),
     }  # fmt: skip
     whole = (out / "scores.csv").read_text()
     rows = list(csv.DictReader(whole.splitlines()))
@@ -261,7 +262,8 @@ def test_volumes_and_archives(fitted, sample, monkeypatch, tmp_path, capsys):
     assert [row["reason"] for row in rows] == ["blank slice"] + [""] * 6
     volumes = list(csv.DictReader((out / "volumes.csv").open()))
     assert [row["heatmap"] for row in volumes] == ["volumes/00000-head.nii.gz", "volumes/00004-other.nii.gz"]
-    scores = [float(row["score"]) for row in rows]
+    assert (rows[0]["score"], rows[0]["flag"]) == ("", "")
+    scores = [float(row["score"] or "nan") for row in rows]
     assert float(volumes[0]["score"]) == pytest.approx(np.mean(scores[1:4]))
     for row in volumes:
         heatmap, scan = nibabel.load(out / row["heatmap"]), nibabel.load(row["name"])

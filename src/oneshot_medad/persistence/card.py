@@ -6,7 +6,7 @@ from string import Template
 from typing import Any
 
 from oneshot_medad.backbones.specs import BACKBONES
-from oneshot_medad.calibration import RULES
+from oneshot_medad.calibration import RULES, percent, promises, stated
 from oneshot_medad.evaluation import MEASURES
 from oneshot_medad.persistence.folder import SHEET
 from oneshot_medad.persistence.store import Stored
@@ -53,6 +53,7 @@ $sheet
 
 Images that score above $threshold are flagged. $rule
 
+$promises
 ## Limits
 
 - It knows the normal variation of $count image(s) and nothing of your scanner, protocol or population. Evaluate it on
@@ -115,8 +116,25 @@ def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
         evaluation=_evaluation(provenance.get("evaluation")),
         threshold=f"{stored.calibration['threshold']:.4g}",
         rule=RULES[stored.calibration["rule"]],
+        promises=_calibration(stated(stored.calibration)),
         license=provenance["license"] or "Not stated by the author.",
     )
+
+
+def _calibration(found: dict[str, Any]) -> str:
+    """Rates asked for and promised, and what the threshold was found on; empty before `AnomalyDetector.calibrate`."""
+    if not found["images"] and not found["n_normal"]:
+        return ""
+    rates = {"target_fpr": "to be flagged", "uncertain_fpr": "to be flagged or called uncertain"}
+    lines = [f"- {percent(found[rate])} of normal images were asked {w}." for rate, w in rates.items() if found[rate]]
+    lines += [f"- {sentence}" for sentence in promises(found)]
+    total = len(found["images"]) or found["n_normal"]  # older ones know no hashes
+    lines.append(f"- Calibrated on {total} images, {found['n_normal']} of them normal.")
+    hashes = [f"- `{image}`" for image in found["images"]]
+    if hashes:
+        head = "<summary>Hashes of these images (SHA-256 of their pixels)</summary>"
+        lines += ["", f"<details>{head}", "", *hashes, "", "</details>"]
+    return "\n".join([*lines, ""])
 
 
 def base_models(backbone: str) -> list[str] | None:

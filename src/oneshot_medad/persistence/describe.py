@@ -19,6 +19,7 @@ from oneshot_medad.backbones.specs import BACKBONES, NETWORKS, STATISTICS, Backb
 from oneshot_medad.config import RECIPES, Recipe
 from oneshot_medad.errors import ConfigError, PersistenceError
 from oneshot_medad.images.read import MedicalImage
+from oneshot_medad.images.sanity import pixels_sha256
 from oneshot_medad.persistence.folder import BACKBONE, CONFIG
 from oneshot_medad.persistence.read import is_number, plain_file, take
 from oneshot_medad.persistence.store import SCHEMA
@@ -34,10 +35,7 @@ def provenance(support: Iterable[MedicalImage]) -> dict[str, Any]:
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in PACKAGES},
-        "support": [
-            {"sha256": hashlib.sha256(image.pixels.numpy().tobytes()).hexdigest(), "size": list(image.size)}
-            for image in support
-        ],
+        "support": [{"sha256": pixels_sha256(image), "size": list(image.size)} for image in support],
     }
 
 

@@ -12,7 +12,8 @@ import torch
 
 from oneshot_medad.errors import PersistenceError
 
-MAX_JSON = 1 << 20
+MAX_JSON = 1 << 24
+"""Bytes; 100,000 images to calibrate on, with a score and a hash each, stay below it."""
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 1 << 30
 

@@ -111,8 +111,9 @@ def read_folder(folder: Path) -> Stored:
         parameters=dict,
     )
     where = str(folder / CALIBRATION)
+    values = read_json(folder, CALIBRATION)
     calibration = take(
-        read_json(folder, CALIBRATION),
+        {**values, **{name: value for name, value in _ADDED.items() if name not in values}},
         where,
         threshold=(float, int),
         rule=str,
@@ -120,16 +121,26 @@ def read_folder(folder: Path) -> Stored:
         normal_scores=list,
         uncertain_from=(float, int, type(None)),
         least_similarity=(float, int, type(None)),
+        target_fpr=(float, type(None)),
+        uncertain_fpr=(float, type(None)),
+        images=list,
     )
     if (
         calibration["rule"] not in RULES
         or calibration["n_support"] < 0
         or not all(is_number(score) for score in calibration["normal_scores"])
+        or not all(isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) for text in calibration["images"])
+        or not all(calibration[k] is None or 0 < calibration[k] < 1 for k in ("target_fpr", "uncertain_fpr"))
     ):
         raise PersistenceError(
-            f"{where} has {calibration}; wanted a rule of {list(RULES)}, n_support from 0 and numbers in normal_scores."
+            f"{where} has {calibration}; wanted a rule of {list(RULES)}, n_support from 0, numbers in normal_scores, "
+            "rates in (0, 1) and hashes in images."
         )
     return Stored(config, read_tensors(folder, MODEL), calibration, _provenance(folder))
+
+
+_ADDED: dict[str, Any] = {"target_fpr": None, "uncertain_fpr": None, "images": []}
+"""What the calibration of an older version does not say."""
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""What is odd about images that can be read: little contrast, saturated pixels, copies, images seen before."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from oneshot_medad.errors import ImageError
+from oneshot_medad.images.read import MedicalImage
+
+FAINT = 0.1
+"""Share of the intensity range; images that use less are warned about, as 12 bits in a 16-bit file do."""
+
+BETWEEN = 0.05
+"""Share of pixels that are neither black nor white; fewer are a silhouette, or a window that misses the tissue."""
+
+HALF_STEP = 0.5 / 255
+"""Closer to 0 or 1 than this is black or white, in 8 bits."""
+
+
+def pixels_sha256(image: MedicalImage) -> str:
+    """SHA-256 of the pixels as they are read, the same for one picture in files of several formats."""
+    return hashlib.sha256(image.pixels.numpy().tobytes()).hexdigest()
+
+
+def faint(image: MedicalImage) -> str | None:
+    """What to say of an image that uses little of its intensity range; None for any other."""
+    used = float(image.pixels.max() - image.pixels.min())
+    if used >= FAINT:
+        return None
+    return (
+        f"Got {image.name}, which uses {used:.1%} of its intensity range and looks nearly uniform to the networks; "
+        "wanted contrast. Look at preview(image), and pass intensity_range=(low, high)."
+    )
+
+
+def saturated(image: MedicalImage) -> str | None:
+    """What to say of an image that is mostly black and white with little in between; None for any other.
+
+    A large black background is usual. So an image is saturated if fewer than `BETWEEN` of its pixels lie between black
+    and white, or if more are white than lie between.
+    """
+    pixels = image.pixels[:1] if image.pixels.stride(0) == 0 else image.pixels  # grey repeats its one channel
+    black, white = pixels < HALF_STEP, pixels > 1 - HALF_STEP
+    bright = float(white.all(dim=0).float().mean())
+    between = 1 - float((black | white).all(dim=0).float().mean())
+    if between >= max(BETWEEN, bright):
+        return None
+    return (
+        f"Got {image.name}, which is saturated: {bright:.0%} of its pixels are white and {1 - between - bright:.0%} "
+        "black; wanted values in between. Look at preview(image), and pass intensity_range=(low, high) around them."
+    )
+
+
+def warn_saturated(found: Sequence[tuple[Any, str]], total: int, stacklevel: int) -> None:
+    """Warn once of the saturated images of a call.
+
+    Slices at both ends of a volume are nearly empty by nature: if there are no others, nothing is said unless they are
+    the majority.
+
+    Parameters
+    ----------
+    found
+        Source and `saturated` of each of them.
+    total
+        Images of the call.
+    stacklevel
+        As of `warnings.warn`, seen from the caller.
+    """
+    single = [said for source, said in found if getattr(source, "axis", "frame") == "frame"]
+    if single or 2 * len(found) > total:
+        more = f" So are {len(found) - 1} more of {total} images." if len(found) > 1 else ""
+        warnings.warn((single or [found[0][1]])[0] + more, stacklevel=stacklevel + 1)
+
+
+def check_new(names: Sequence[str], hashes: Sequence[str], fitted_on: Collection[str]) -> None:
+    """Raise an `ImageError` if any image is one that the detector was fitted on.
+
+    Parameters
+    ----------
+    names, hashes
+        Of the images; an empty hash is skipped.
+    fitted_on
+        Hashes of the images fitted on.
+    """
+    known = [name for name, found in zip(names, hashes, strict=True) if found in fitted_on]
+    if known:
+        raise ImageError(
+            f"Got {listed(known)}, which the detector was fitted on; wanted other images. Leave them out: what was "
+            "fitted on scores lower than any further image."
+        )
+
+
+def copies(names: Sequence[str], hashes: Sequence[str]) -> str | None:
+    """Which images hold the same pixels as an earlier one, in words; None if all differ."""
+    first: dict[str, str] = {}
+    again = []
+    for name, found in zip(names, hashes, strict=True):
+        if found and found in first:
+            again.append(f"{name} = {first[found]}")
+        first.setdefault(found, name)
+    return f"copies of other images ({listed(again)})" if again else None
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many there are beyond.
+
+    Examples
+    --------
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

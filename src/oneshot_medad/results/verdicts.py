@@ -1,0 +1,100 @@
+"""One decision an image, made by its score; flags, regions, pictures, tables and counts follow from it.
+
+The score is a summary of the heatmap, so a single place can exceed the threshold in an image whose score does not. The
+image is decided first: only then are places named, and only those beyond the limit that the score has passed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from oneshot_medad.images.read import BLANK
+
+NORMAL, UNCERTAIN, ABNORMAL = "normal", "uncertain", "abnormal"
+CANNOT_JUDGE, NOT_READ = "cannot judge", "not read"
+JUDGED = (NORMAL, UNCERTAIN, ABNORMAL)
+"""Verdicts of images that something can be said about."""
+
+
+def decide(
+    score: float, threshold: float, uncertain_from: float | None, similarity: float, least_similarity: float | None
+) -> str:
+    """The verdict on one image; parameters are those of `Predictions`.
+
+    Examples
+    --------
+    >>> [decide(s, 0.5, 0.3, 0.9, 0.6) for s in (0.1, 0.4, 0.6, float("nan"))], decide(0.9, 0.5, 0.3, 0.2, 0.6)
+    (['normal', 'uncertain', 'abnormal', 'not read'], 'cannot judge')
+    """
+    if np.isnan(score):
+        return NOT_READ
+    if least_similarity is not None and similarity < least_similarity:
+        return CANNOT_JUDGE
+    if score > threshold:
+        return ABNORMAL
+    return UNCERTAIN if uncertain_from is not None and score > uncertain_from else NORMAL
+
+
+def places_from(verdict: str, threshold: float, uncertain_from: float | None) -> float:
+    """What a place of the heatmap must exceed to be named: the limit that the image's score has passed.
+
+    Infinity where the score has passed none, or where nothing can be said.
+    """
+    if verdict == UNCERTAIN and uncertain_from is not None:
+        return uncertain_from
+    return threshold if verdict == ABNORMAL else float("inf")
+
+
+def held_back(heatmap: np.ndarray, verdict: str, threshold: float) -> np.ndarray:
+    """A raw heatmap as it may be shown: not beyond the threshold unless the image is, and empty without a judgement.
+
+    Examples
+    --------
+    >>> heatmap = np.array([[0.1, 0.9]])
+    >>> held_back(heatmap, "normal", 0.5).tolist(), held_back(heatmap, "abnormal", 0.5).tolist()
+    ([[0.1, 0.5]], [[0.1, 0.9]])
+    """
+    if verdict not in JUDGED:
+        return np.zeros((0, 0), heatmap.dtype)
+    # rounding the threshold to the heatmap's type must not lift it
+    return heatmap if verdict == ABNORMAL else np.minimum(heatmap, _at_most(threshold, heatmap.dtype))
+
+
+def _at_most(value: float, dtype: np.dtype) -> np.ndarray:
+    """The largest number of a type that is not above ``value``."""
+    rounded = np.asarray(value).astype(dtype)
+    return np.nextafter(rounded, dtype.type(-np.inf)) if float(rounded) > value else rounded
+
+
+def count(verdicts: Sequence[str], reasons: Sequence[str]) -> dict[str, int]:
+    """How many images got which verdict, the same for the command line and the report.
+
+    Parameters
+    ----------
+    verdicts, reasons
+        Of every image. Blank slices are counted by themselves: they are no failures.
+
+    Returns
+    -------
+    ``images``, which is the sum of all others: ``flagged``, ``uncertain``, ``normal``, ``cannot_judge``, ``blank`` and
+    ``failed``.
+
+    Examples
+    --------
+    >>> count(["normal", "abnormal", "not read", "not read"], ["", "", "blank slice", "torn"])["failed"]
+    1
+    """
+    found = Counter(verdicts)
+    blank = sum(v == NOT_READ and r == BLANK for v, r in zip(verdicts, reasons, strict=True))
+    return {
+        "images": len(verdicts),
+        "flagged": found[ABNORMAL],
+        "uncertain": found[UNCERTAIN],
+        "normal": found[NORMAL],
+        "cannot_judge": found[CANNOT_JUDGE],
+        "blank": blank,
+        "failed": found[NOT_READ] - blank,
+    }

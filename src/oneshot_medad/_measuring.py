@@ -15,7 +15,7 @@ from oneshot_medad.calibration import BY_HAND, labelled_threshold, lowest_simila
 from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.evaluation import summary
 from oneshot_medad.images.read import expand
-from oneshot_medad.images.sanity import check_new, copies, listed
+from oneshot_medad.images.sanity import copies, listed
 from oneshot_medad.results.verdicts import CANNOT_JUDGE
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ class Measurable(OutlierMixin, Inspectable):
         self._check_fitted()
         sources = expand(images)
         names, hashes = self._fingerprints(sources)
-        check_new(names, hashes, [image["sha256"] for image in self.provenance_["support"]])
         tuned = set(self._calibration["images"])
         known = [name for name, found in zip(names, hashes, strict=True) if found in tuned]
         if known:
@@ -170,7 +169,6 @@ class Measurable(OutlierMixin, Inspectable):
         self._check_fitted()
         sources = expand(normals)
         names, hashes = self._fingerprints(sources)
-        check_new(names, hashes, [image["sha256"] for image in self.provenance_["support"]])
         if doubled := copies(names, hashes):
             raise ImageError(f"Got {doubled}; wanted each image once. Leave them out: copies promise nothing.")
         predictions = self.predict(sources)

@@ -103,7 +103,7 @@ def normal_rows(y: Any, n: int) -> np.ndarray:
     values = set(labels.ravel().tolist())
     if labels.shape != (n,) or not values <= {0, 1}:
         raise ConfigError(
-            f"Got y of shape {labels.shape} with values {sorted(map(str, values))[:5]} for {n} images; wanted one a "
+            f"Got y of shape {labels.shape} with values {sorted(map(str, values))[:5]} for {n} images; wanted one per "
             "image, 0 for normal and 1 for abnormal."
         )
     if 0 not in values:

@@ -18,6 +18,9 @@ CANNOT_JUDGE, NOT_READ = "cannot judge", "not read"
 JUDGED = (NORMAL, UNCERTAIN, ABNORMAL)
 """Verdicts of images that something can be said about."""
 
+ROUNDING = 1e-5
+"""By how much a similarity may differ between calls; the image that set the limit must not fall below it."""
+
 
 def decide(
     score: float, threshold: float, uncertain_from: float | None, similarity: float, least_similarity: float | None
@@ -31,7 +34,7 @@ def decide(
     """
     if np.isnan(score):
         return NOT_READ
-    if least_similarity is not None and similarity < least_similarity:
+    if least_similarity is not None and similarity < least_similarity - ROUNDING:
         return CANNOT_JUDGE
     if score > threshold:
         return ABNORMAL

@@ -20,15 +20,15 @@ start = time.perf_counter()
 detector = AnomalyDetector(random_state=0, progress=True).fit(sample.support)
 fitted = time.perf_counter()
 predictions = detector.predict(sample.images)
-scores, heatmaps = predictions
+scores = predictions.scores
 done = time.perf_counter()
 
 print(f"\n{'file':<26} {'score':>7}  {'flag':<8}  truth")
 pictures = []
-for name, image, mask, score, heatmap, flag in zip(
-    sample.names, sample.images, sample.masks, scores, heatmaps, predictions.flags, strict=True
+for i, (name, image, mask, score, flag) in enumerate(
+    zip(sample.names, sample.images, sample.masks, scores, predictions.flags, strict=True)
 ):
-    picture = overlay(image, heatmap, predictions.threshold, mask)
+    picture = overlay(image, predictions.pictured(i), predictions.threshold, mask)
     picture.save(out / f"{name}.png")
     pictures.append(picture)
     print(f"{name + '.png':<26} {score:7.3f}  {'ABNORMAL' if flag else 'normal':<8}  {name.split('-')[0]}")

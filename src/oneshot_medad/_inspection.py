@@ -10,7 +10,7 @@ import torch
 
 from oneshot_medad._sharing import Shareable
 from oneshot_medad.backbones.specs import BackboneSpec
-from oneshot_medad.calibration import finest_rate, percent, promises
+from oneshot_medad.calibration import finest_rate, promises
 from oneshot_medad.errors import BlankImageError, ImageError
 from oneshot_medad.explain import Explanation
 from oneshot_medad.images.files import Slice
@@ -186,11 +186,8 @@ def describe(detector: Any, spec: BackboneSpec) -> str:
         "anomaly, values may lie outside; it is no probability of disease",
         "P-values": "none before calibrate has seen normal images" if known is None else finest_rate(len(known)),
     }
-    if found["target_fpr"]:
-        lines["Threshold"] += f", for a rate of {percent(found['target_fpr'])}"
     if found["uncertain_from"] is not None:
         lines["Uncertain"] = f"from {found['uncertain_from']:.3f} to the threshold"
-        lines["Uncertain"] += f", for a rate of {percent(found['uncertain_fpr'])}" if found["uncertain_fpr"] else ""
     if promises(found):
         lines["False positives"] = " ".join(promises(found)).removesuffix(".")
     if found["images"]:

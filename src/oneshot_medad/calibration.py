@@ -171,25 +171,28 @@ def promises(found: dict[str, Any]) -> list[str]:
     Examples
     --------
     >>> found = stated({**uncalibrated(18.0, "normals", 1), "normal_scores": list(range(19)), "target_fpr": 0.05})
-    >>> print(*promises(found))
-    19 normal images promise that 5 % of further ones are flagged on average, and at most 14.6 % with 95 % confidence.
+    >>> said, asked = promises(found)[0].split("; ")
+    >>> said
+    '19 normal images promise that 5 % of further ones are flagged on average, and at most 14.6 % with 95 % confidence'
+    >>> asked
+    'at most 5 % was asked for.'
     """
     sentences = []
-    for word, ends in (
-        ("flagged", ("expected_fpr", "fpr_bound")),
-        ("flagged or called uncertain", ("expected_uncertain", "uncertain_bound")),
+    for word, rate, ends in (
+        ("flagged", "target_fpr", ("expected_fpr", "fpr_bound")),
+        ("flagged or called uncertain", "uncertain_fpr", ("expected_uncertain", "uncertain_bound")),
     ):
         expected, bound = (found[name] for name in ends)
         if expected is not None:
+            asked = f"; at most {_percent(found[rate])} was asked for" if found[rate] else ""  # older ones do not say
             sentences.append(
-                f"{found['n_normal']} normal images promise that {percent(expected)} of further ones are {word} on "
-                f"average, and at most {percent(bound)} with 95 % confidence."
+                f"{found['n_normal']} normal images promise that {_percent(expected)} of further ones are {word} on "
+                f"average, and at most {_percent(bound)} with 95 % confidence{asked}."
             )
     return sentences
 
 
-def percent(share: float) -> str:
-    """A share in words, as in 14.6 %."""
+def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 

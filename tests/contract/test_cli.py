@@ -143,6 +143,11 @@ def test_calibrate(fitted, scans, monkeypatch, capsys):
     assert run(monkeypatch, "info", scans / "detector", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["threshold_rule"], said["n_calibration"], said["finest_rate"]) == ("normals", 4, 0.2)
+    assert (said["target_fpr"], said["uncertain_fpr"], len(said["calibration_images"])) == (0.25, None, 4)
+    assert said["expected_fpr"] == pytest.approx(0.2)
+    assert said["fpr_bound"] == pytest.approx(1 - 0.05**0.25)  # four images, the highest of them
+    assert run(monkeypatch, "calibrate", scans / "detector", scans / "support.png", scans / "normal") == 1
+    assert "support.png, which the detector was fitted on" in capsys.readouterr().err
     assert (said["license"], said["modality"]) == ("mit", "brain MRI")
     assert "license: mit" in (scans / "detector" / "README.md").read_text()
     assert run(monkeypatch, *arguments, "--abnormal", scans / "abnormal", "--out", scans / "new", "--json") == 0

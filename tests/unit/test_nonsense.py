@@ -150,8 +150,9 @@ def test_what_is_promised_is_stored_and_said_everywhere(detector, many, tmp_path
         assert "19 normal images promise that 5 % of further ones are flagged on average" in text
         assert "14.6 %" in text
         assert "flagged or called uncertain" in text
+        assert "at most 5 % was asked for" in text
+        assert "at most 20 % was asked for" in text
         assert all(image[:12] in text for image in said["images"])
-    assert "for a rate of 20 %" in again.describe()
     assert again.set_threshold(0.3).calibration_["target_fpr"] is None
     assert promises(again.calibration_) == []
     assert len(again.calibration_["images"]) == 19  # p-values still come from them

@@ -6,7 +6,7 @@ from string import Template
 from typing import Any
 
 from oneshot_medad.backbones.specs import BACKBONES
-from oneshot_medad.calibration import RULES, percent, promises, stated
+from oneshot_medad.calibration import RULES, promises, stated
 from oneshot_medad.evaluation import MEASURES
 from oneshot_medad.persistence.folder import SHEET
 from oneshot_medad.persistence.store import Stored
@@ -122,12 +122,10 @@ def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
 
 
 def _calibration(found: dict[str, Any]) -> str:
-    """Rates asked for and promised, and what the threshold was found on; empty before `AnomalyDetector.calibrate`."""
+    """What the threshold promises, and what it was found on; empty before `AnomalyDetector.calibrate`."""
     if not found["images"] and not found["n_normal"]:
         return ""
-    rates = {"target_fpr": "to be flagged", "uncertain_fpr": "to be flagged or called uncertain"}
-    lines = [f"- {percent(found[rate])} of normal images were asked {w}." for rate, w in rates.items() if found[rate]]
-    lines += [f"- {sentence}" for sentence in promises(found)]
+    lines = [f"- {sentence}" for sentence in promises(found)]
     total = len(found["images"]) or found["n_normal"]  # older ones know no hashes
     lines.append(f"- Calibrated on {total} images, {found['n_normal']} of them normal.")
     hashes = [f"- `{image}`" for image in found["images"]]

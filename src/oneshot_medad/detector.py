@@ -141,14 +141,13 @@ class AnomalyDetector(Inspectable):
         fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
-        with seeded(seed) as generator:
-            views = make_views(backbone, fields, recipe, generator)
-            fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
+        generator = seeded(seed)
+        views = make_views(backbone, fields, recipe, generator)
+        fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
         calibration = uncalibrated(
             synthetic_threshold(fitted.normal, fitted.lesion), "synthetic", len(support), backbone.least_similarity
         )
-        self._take(spec, device, fitted.scorer, calibration, provenance(support))
-        self.history_, self._examples = fitted.history, fields[:4]
+        self._take(spec, device, fitted.scorer, calibration, provenance(support), fitted.history, fields[:4])
         return self
 
     def predict(self, images: Any, *, on_error: str = "raise") -> Predictions:
@@ -175,6 +174,7 @@ class AnomalyDetector(Inspectable):
             An input that cannot be used.
         """
         self._check_fitted()
+        self = self._as_it_is()  # another thread may fit or calibrate meanwhile
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
         sources = expand(images)

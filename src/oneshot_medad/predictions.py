@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from oneshot_medad._names import cell, printable, written
 from oneshot_medad.calibration import finest_rate, shown
 from oneshot_medad.errors import ExtraError, ImageFileError
 from oneshot_medad.export import append_jsonl, save_heatmaps
@@ -155,15 +156,18 @@ class Predictions:
         return np.where(np.isnan(self.scores), np.nan, lower)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known."""
-        columns: dict[str, Any] = {"name": self.names, "verdict": self.verdicts, "score": self.scores.tolist()}
-        columns |= {"shown": self.shown.tolist(), "flag": self.flags.tolist()}
+        r"""One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known.
+
+        A name is one printable line: bytes that are no UTF-8 are written ``\xfc``, control characters ``\u000a``.
+        """
+        columns: dict[str, Any] = {"name": [written(name) for name in self.names], "verdict": self.verdicts}
+        columns |= {"score": self.scores.tolist(), "shown": self.shown.tolist(), "flag": self.flags.tolist()}
         if self.similarities is not None:
             columns["similarity"] = self.similarities.tolist()
         if self.normal_scores is not None:
             columns |= {"percentile": self.percentiles, "p_value": self.p_values}
         reasons = self.reasons or [""] * len(self)
-        columns["reason"] = [r.removeprefix(f"{name}: ") for name, r in zip(self.names, reasons, strict=True)]
+        columns["reason"] = [printable(r.removeprefix(f"{n}: ")) for n, r in zip(self.names, reasons, strict=True)]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [{**row, "threshold": self.threshold} for row in rows]
 
@@ -174,8 +178,11 @@ class Predictions:
         return pandas.DataFrame(self.to_rows())
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write the rows to a CSV file."""
-        self.to_frame().to_csv(path, index=False)
+        """Write the rows to a CSV file; ``./`` stands before names that a spreadsheet would take for formulas."""
+        frame = self.to_frame()
+        if len(frame):
+            frame["name"] = frame["name"].map(cell)
+        frame.to_csv(path, index=False, encoding="utf-8")
         return Path(path)
 
     def to_parquet(self, path: str | Path) -> Path:
@@ -272,10 +279,11 @@ class Predictions:
 
     def __str__(self) -> str:
         """A table of file, score and verdict, with p-values and the finest of them after a calibration."""
-        width = max([len("image"), *map(len, self.names)])
+        found = self.to_rows()
+        width = max([len("image"), *(len(row["name"]) for row in found)])
         known = self.normal_scores is not None
         rows = [f"{'image':<{width}}  {'score':>7}  {'p-value  ' * known}verdict"]
-        for row in self.to_rows():
+        for row in found:
             word = row["reason"] or row["verdict"].replace("abnormal", "ABNORMAL")
             p_value = f"{row['p_value']:7.3g}  " if known else ""
             rows.append(f"{row['name']:<{width}}  {row['score']:7.3f}  {p_value}{word}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from oneshot_medad._names import written
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ImageError, OneShotError
 
@@ -141,7 +142,8 @@ def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
     for axes in grid.flat:
         axes.set_axis_off()
     for i, axes in zip(range(n), grid.flat, strict=False):
-        title, heatmap = predictions.names[i].replace("\\", "/").rsplit("/", 1)[-1][-28:], predictions.heatmaps[i]
+        name, heatmap = predictions.names[i].replace("\\", "/").rsplit("/", 1)[-1], predictions.heatmaps[i]
+        title = written(name)[-28:]
         if not heatmap.size:
             axes.text(0.5, 0.5, "not read", ha="center", va="center")
         else:

@@ -98,7 +98,7 @@ def download(spec: BackboneSpec, folder: Path) -> Path:
             return folder
         if folder.exists() and any(folder.iterdir()):
             raise WeightsError(f"{folder} holds other things. Give a new or empty folder.")
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        with TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
             made = Path(scratch) / "backbone"
             made.mkdir()
             sources = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from string import Template
 from typing import Any
 
+from oneshot_medad._names import printable
 from oneshot_medad.backbones.specs import BACKBONES
 from oneshot_medad.calibration import RULES
 from oneshot_medad.evaluation import MEASURES
@@ -91,6 +92,7 @@ def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
     """
     from huggingface_hub import ModelCardData
 
+    location = printable(location)
     backbone, provenance = stored.config["backbone"]["name"], stored.provenance
     metadata = ModelCardData(
         library_name="oneshot-medad",

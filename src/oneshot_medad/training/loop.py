@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from oneshot_medad._threads import Guard
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.nn.head import TextTower
 from oneshot_medad.training.cache import Views, draw_batch
 from oneshot_medad.training.joint import JointModel
+
+TRAINING = Guard()
+"""Held while training: accelerate's state is the process's, so fits in several threads train one after another."""
 
 
 def train(
@@ -48,18 +55,8 @@ def train(
     -------
     One entry per step with the value of every loss.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedDataParallelKwargs
-
     recipe = model.recipe
-    born_here = not PartialState._shared_state
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="bf16" if half else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a recipe may leave parts idle
-    )
-    try:
+    with _accelerator(device, half) as accelerator:
         processes = accelerator.num_processes
         if recipe.batch_size % processes:
             raise ConfigError(
@@ -74,24 +71,44 @@ def train(
         prepared.train()
         history = []
         bar = tqdm(range(recipe.n_steps), desc="fit", disable=not (progress and accelerator.is_main_process))
-        for step in bar:
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step / recipe.n_steps)
-            batch = draw_batch(views, recipe, generator, device)
-            losses = prepared(batch.share(accelerator.process_index, processes), text)
-            optimiser.zero_grad()
-            accelerator.backward(losses["loss"])
-            accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
-            optimiser.step()
-            averaged = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
-            history.append({name: float(value) for name, value in averaged.items()})
-            bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+        try:
+            for step in bar:
+                for group in optimiser.param_groups:
+                    group["lr"] = recipe.learning_rate * _schedule(step / recipe.n_steps)
+                batch = draw_batch(views, recipe, generator, device)
+                losses = prepared(batch.share(accelerator.process_index, processes), text)
+                optimiser.zero_grad()
+                accelerator.backward(losses["loss"])
+                accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+                optimiser.step()
+                averaged = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
+                history.append({name: float(value) for name, value in averaged.items()})
+                bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+        finally:
+            model.eval()
         return history
-    finally:
-        model.eval()
-        accelerator.free_memory()
-        if born_here:  # leave no process-wide state behind
-            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _accelerator(device: torch.device, half: bool) -> Iterator[Any]:
+    """An accelerator that leaves nothing behind; while one thread has it, others wait."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    with TRAINING:
+        born_here = not PartialState._shared_state
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="bf16" if half else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # recipes leave parts idle
+        )
+        try:
+            yield accelerator
+        finally:
+            accelerator.free_memory()
+            if born_here:  # leave no process-wide state behind
+                AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _schedule(done: float) -> float:

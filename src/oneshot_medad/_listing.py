@@ -45,7 +45,7 @@ def lines(path: Path) -> Iterator[str]:
             yield from (line for line in file if line.endswith("\n"))
 
 
-def table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+def rows_of(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows of a CSV file, if it is there."""
     reader = csv.reader(lines(path))
     header = next(reader, list(columns))
@@ -97,7 +97,13 @@ def drop(path: Path, names: Collection[str], name_of: Callable[[str], str | None
         part.replace(path)
 
 
-def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def append(path: Path, text: str) -> None:
+    """Add text to a file at once."""
+    with path.open("ab") as file:
+        file.write(text.encode())
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a CSV file at once."""
     if not rows:
         return
@@ -106,5 +112,4 @@ def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     if not path.exists():
         writer.writeheader()
     writer.writerows(rows)
-    with path.open("ab") as file:
-        file.write(text.getvalue().encode())
+    append(path, text.getvalue())

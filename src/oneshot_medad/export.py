@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oneshot_medad._hub import sha256
+from oneshot_medad._listing import append
 from oneshot_medad._names import file_name
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ConfigError, OneShotError
@@ -52,10 +53,13 @@ def append_jsonl(predictions: Predictions, path: Path) -> Path:
 
     All of them are written at once, so that records of several threads or processes do not mix.
     """
-    lines = [json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in audit_records(predictions)]
-    with path.open("ab", buffering=0) as file:
-        file.write("".join(lines).encode())
+    append(path, "".join(record_lines(predictions)))
     return path
+
+
+def record_lines(predictions: Predictions) -> list[str]:
+    """The audit records as JSON, one a line."""
+    return [json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in audit_records(predictions)]
 
 
 def input_hash(predictions: Predictions, i: int) -> dict[str, str | None]:

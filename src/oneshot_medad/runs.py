@@ -7,27 +7,22 @@ stopped is dropped by the next one, and the whole step is done again, in the sam
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot_medad._listing import append, drop, first_cell, lines, record_of, recorded_name, table
 from oneshot_medad._names import cell, file_name, written
-from oneshot_medad.errors import ConfigError, ImageError
-from oneshot_medad.export import FORMATS
+from oneshot_medad.errors import ImageError
+from oneshot_medad.export import FORMATS, record_lines
 from oneshot_medad.images.files import File, Slice
 from oneshot_medad.images.open import open_stack
+from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, VOLUME_COLUMNS, Outputs
 
-TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
-COLUMNS, VOLUME_COLUMNS = ("name", "verdict", "reason", "threshold", "heatmap"), ("name", "score", "heatmap")
-PICTURED = ("normal", "uncertain", "abnormal")
-"""Verdicts of images that have a heatmap."""
-
-_NUMBER = re.compile(r"\w+[/\\](\d+)-")
 _ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal) (\d+)\]", re.DOTALL)
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,11 @@ class Step:
 
     sources: list[Any]
     volume: tuple[File, str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the tables call the images."""
+        return list(map(listed_name, self.sources))
 
 
 class Run:
@@ -70,22 +70,16 @@ class Run:
     """
 
     def __init__(self, detector: Any, sources: Iterable[Any], out: Path, form: str | None, chunk: int) -> None:
-        self.detector, self.out, self.form = detector, out, form
-        self.table, self.audit, self.volumes = (out / name for name in (TABLE, AUDIT, VOLUMES))
-        self.sources = list({_key(source): source for source in sources}.values())
-        rows, complete = self._rows()
-        volumes = {row["name"]: row["heatmap"] for row in table(self.volumes, VOLUME_COLUMNS)}
-        steps = _steps(self.sources, chunk, rows)
-        self.steps = [step for step in steps if not self._is_done(step, complete, volumes)]
-        again = {_key(source) for step in self.steps for source in step.sources}
-        drop(self.table, again, first_cell, header=1)
-        drop(self.audit, again, recorded_name)
-        rows = {name: path for name, path in rows.items() if name not in again}
-        again = {_volume_name(step.volume) for step in self.steps if step.volume} if volumes else set()
-        drop(self.volumes, again, first_cell, header=1)
-        volumes = {name: path for name, path in volumes.items() if name not in again}
-        numbers = [int(found[1]) for path in (*rows.values(), *volumes.values()) if (found := _NUMBER.match(path))]
-        self.listed, self._number = len(rows), max([len(rows), *(number + 1 for number in numbers)])
+        self.detector, self.form = detector, form
+        self.sources = list({listed_name(source): source for source in sources}.values())
+        self._outputs = outputs = Outputs(out, form, detector)
+        steps = list(_steps(self.sources, chunk, outputs.heatmaps))
+        done = [step for step in steps if self._is_done(step)]
+        in_place = _in_place(steps, done, outputs.heatmaps)
+        self.steps, moved = steps[in_place:], done[in_place:]
+        images, volumes = _names(self.steps, bool(outputs.volumes))
+        self._made = outputs.take_off(images, volumes, set().union(*_names(moved)))
+        self.table, self.listed, self._number = outputs.table, len(outputs.heatmaps), outputs.next_number()
 
     def __len__(self) -> int:
         """Images still to do."""
@@ -94,100 +88,96 @@ class Run:
     def __iter__(self) -> Iterator[int]:
         """Do the steps; gives the number of images of each."""
         for step in self.steps:
-            self._do(step)
-            yield len(step.sources)
+            rows, records, volumes = self._moved(step) if step.names[0] in self._made else self._predicted(step)
+            self._outputs.write(rows, records, volumes)
+            self.listed, self._number = self.listed + len(rows), self._number + len(rows)
+            yield len(rows)
 
     def rows(self) -> Iterator[dict[str, str]]:
         """The table's rows of all images of this run."""
-        wanted = set(map(_key, self.sources))
-        for row in table(self.table, COLUMNS):
-            if row["name"] in wanted:
-                yield row
+        wanted = set(map(listed_name, self.sources))
+        return (row for row in self._outputs.rows() if row["name"] in wanted)
 
-    def _rows(self) -> tuple[dict[str, str], set[str]]:
-        """Heatmaps by name of all rows, and the names of those that lack nothing of what is wanted now."""
-        recorded = set()
-        for record in filter(None, map(record_of, lines(self.audit))):
-            if record.get("detector_sha256") != self.detector.fingerprint_:
-                raise ConfigError(f"{self.audit} is of another detector. Give another --out.")
-            recorded.add(cell(record["name"]))
-        rows, complete = {}, set()
-        for row in table(self.table, COLUMNS):
-            name, heatmap = row["name"], row["heatmap"]
-            if row["threshold"] != str(self.detector.threshold_):
-                raise ConfigError(
-                    f"{self.table} holds the scores of a detector with another threshold. Give another --out."
-                )
-            rows[name] = heatmap
-            if name in recorded and (row["verdict"] not in PICTURED or self._is_there(heatmap)):
-                complete.add(name)
-        return rows, complete
+    def _is_done(self, step: Step) -> bool:
+        complete = all(name in self._outputs.complete for name in step.names)
+        return complete and (step.volume is None or self._outputs.has_volume(volume_name(step.volume)))
 
-    def _is_there(self, heatmap: str, suffix: str | None = None) -> bool:
-        """Whether the heatmap of a row is the file that is wanted, if one is wanted."""
-        return self.form is None or (heatmap.endswith(suffix or FORMATS[self.form]) and (self.out / heatmap).is_file())
-
-    def _is_done(self, step: Step, complete: set[str], volumes: dict[str, str]) -> bool:
-        if not all(_key(source) in complete for source in step.sources):
-            return False
-        if step.volume is None:
-            return True
-        name = _volume_name(step.volume)
-        return name in volumes and self._is_there(volumes[name], ".nii.gz")
-
-    def _do(self, step: Step) -> None:
-        predictions, start = self.detector.predict(step.sources, on_error="record"), self._number
+    def _predicted(self, step: Step) -> tuple[Rows, list[str], Rows]:
+        """Rows, audit records and the line of the volume of a step; its heatmaps are written."""
+        predictions, out, start = self.detector.predict(step.sources, on_error="record"), self._outputs, self._number
         rows = predictions.to_rows()
-        self._check_columns([*rows[0], "heatmap"])
-        files: Sequence[Path | None] = [None] * len(rows)
+        out.check_columns([*rows[0], "heatmap"])
+        files: list[Path | None] = [None] * len(rows)
         if self.form is not None:
-            files = predictions.save_heatmaps(self.out / "heatmaps", start, self.form)
-        volumes = self._save_volumes(step.volume, predictions, start) if step.volume else []
-        predictions.to_jsonl(self.audit)
-        append(self.volumes, volumes)
-        append(
-            self.table,
-            [
-                {**row, "name": cell(row["name"]), "heatmap": str(file.relative_to(self.out)) if file else ""}
-                for row, file in zip(rows, files, strict=True)
-            ],
-        )
-        self.listed, self._number = self.listed + len(rows), start + len(rows)
+            files = predictions.save_heatmaps(out.out / HEATMAPS, start, self.form)
+        for row, file in zip(rows, files, strict=True):
+            row |= {"name": cell(row["name"]), "heatmap": out.relative(file)}
+        volumes = self._volume(step.volume, predictions) if step.volume else []
+        return rows, record_lines(predictions), volumes
 
-    def _check_columns(self, wanted: list[str]) -> None:
-        found = next(lines(self.table), "")
-        if found and next(csv.reader([found])) != wanted:
-            raise ConfigError(
-                f"{self.table} has the columns {found.strip()}; wanted {','.join(wanted)}. Give another --out."
-            )
-
-    def _save_volumes(self, volume: tuple[File, str], predictions: Any, start: int) -> list[dict[str, Any]]:
-        """Write the heatmap of a volume on its own grid; its line for `VOLUMES`."""
+    def _volume(self, volume: tuple[File, str], predictions: Any) -> Rows:
         try:
             (found,) = predictions.volumes()
         except ImageError:  # its slices say why
             return []
-        path = self.out / "volumes" / file_name(start, Path(found.name).name.split(".")[0], ".nii.gz")
+        path = None
         if self.form is not None:
+            path = self._outputs.out / OF_VOLUMES / file_name(self._number, _stem(volume), ".nii.gz")
             path.parent.mkdir(exist_ok=True)
             found.save(path)
-        heatmap = "" if self.form is None else str(path.relative_to(self.out))
-        return [dict(zip(VOLUME_COLUMNS, (_volume_name(volume), found.score, heatmap), strict=True))]
+        values = (volume_name(volume), found.score, self._outputs.relative(path))
+        return [dict(zip(VOLUME_COLUMNS, values, strict=True))]
+
+    def _moved(self, step: Step) -> tuple[Rows, list[str], Rows]:
+        """The same of a step that was done before, its heatmaps under new numbers."""
+        rows, records, volumes = [], [], []
+        for number, source in enumerate(step.sources, self._number):
+            one = self._made.pop(listed_name(source))
+            rows.append(self._outputs.put(one, number, str(source), FORMATS[self.form or "png"]))
+            records.append(one.record)
+        if step.volume:
+            one = self._made.pop(volume_name(step.volume))
+            volumes.append(self._outputs.put(one, self._number, _stem(step.volume), ".nii.gz"))
+        return rows, records, volumes
 
 
-def _key(source: Any) -> str:
-    """What an image is called in the table."""
+def listed_name(source: Any) -> str:
+    """What an image is called in the tables."""
     return cell(written(str(source)))
 
 
-def _volume_name(volume: tuple[File, str]) -> str:
-    """What a volume is called in `VOLUMES`: by its file, and by its axis too if that is not the file's first."""
+def volume_name(volume: tuple[File, str]) -> str:
+    """What a volume is called in the tables: by its file, and by its axis too if that is not the file's first."""
     file, axis = volume
     try:
         first = next(iter(open_stack(file).axes))
     except ImageError:  # gone meanwhile
         first = axis
-    return _key(file if axis == first else f"{file}[{axis}]")
+    return listed_name(file if axis == first else f"{file}[{axis}]")
+
+
+def _stem(volume: tuple[File, str]) -> str:
+    return Path(str(volume[0])).name.split(".")[0]
+
+
+def _names(steps: Iterable[Step], volumes: bool = True) -> tuple[set[str], set[str]]:
+    """Names of the images, and, if they are wanted, of the volumes."""
+    steps = list(steps)
+    images = {name for step in steps for name in step.names}
+    return images, {volume_name(step.volume) for step in steps if step.volume} if volumes else set()
+
+
+def _in_place(steps: Sequence[Step], done: Sequence[Step], listed: Iterable[str]) -> int:
+    """How many steps are done and stand in the table before all others, in their order."""
+    names = {name for step in steps for name in step.names}
+    order = [name for name in listed if name in names]
+    count = at = 0
+    while count < len(done) and done[count] is steps[count]:
+        here = steps[count].names
+        if order[at : at + len(here)] != here:
+            break
+        count, at = count + 1, at + len(here)
+    return count
 
 
 def _steps(sources: Sequence[Any], chunk: int, listed: Iterable[str]) -> Iterator[Step]:
@@ -201,7 +191,9 @@ def _steps(sources: Sequence[Any], chunk: int, listed: Iterable[str]) -> Iterato
         if (volume := _volume_of(source)) is not None:
             volumes.setdefault(volume, {})[source] = None
     for (file, axis), slices in volumes.items():
-        slices |= {Slice(file, axis, index): None for index in earlier.get((_key(file), axis), [])}
+        more = {Slice(file, axis, index): None for index in earlier.get((listed_name(file), axis), [])}
+        if not more.keys() <= slices.keys():
+            volumes[file, axis] = dict.fromkeys(sorted(slices | more, key=lambda one: one.index))
     others: list[Any] = []
     for source in sources:
         volume = _volume_of(source)

@@ -78,7 +78,8 @@ def _not_read(reasons: dict[str, str], where: Path) -> None:
 
 def _summary(counts: dict[str, Any], where: Path) -> str:
     foreign = f"{counts['cannot_judge']} not for this detector to judge, " if counts["cannot_judge"] else ""
-    return f"{counts['images']} images, {counts['flagged']} flagged, {foreign}{counts['failed']} not readable: {where}"
+    place = printable(str(where))
+    return f"{counts['images']} images, {counts['flagged']} flagged, {foreign}{counts['failed']} not readable: {place}"
 
 
 def _version(wanted: bool) -> None:
@@ -118,7 +119,8 @@ def fit(
     )
     folder = detector.fit(images).save_pretrained(out, license=license, modality=modality)
     values = {"detector": str(folder), "n_support": detector.n_support_, "threshold": detector.threshold_}
-    _tell(f"Fitted on {detector.n_support_} image(s): {folder}, threshold {detector.threshold_:.3f}", values, as_json)
+    place = printable(str(folder))
+    _tell(f"Fitted on {detector.n_support_} image(s): {place}, threshold {detector.threshold_:.3f}", values, as_json)
 
 
 @app.command()

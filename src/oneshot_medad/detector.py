@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -178,12 +179,12 @@ class AnomalyDetector(Inspectable):
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
         sources = expand(images)
-        bar = tqdm(total=len(sources), desc="predict", disable=not self.progress)
         scores, similarities = np.full((2, len(sources)), np.nan)
         heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
         names, reasons = [""] * len(sources), [""] * len(sources)
         spacings: list[tuple[float, float] | None] = [None] * len(sources)
-        with bar:
+        # without a bar no tqdm either, which starts a thread
+        with tqdm(total=len(sources), desc="predict") if self.progress else nullcontext() as bar:
             for start in range(0, len(sources), ENCODE_BATCH):
                 chunk: dict[int, MedicalImage] = {}
                 for i in range(start, min(start + ENCODE_BATCH, len(sources))):
@@ -198,7 +199,8 @@ class AnomalyDetector(Inspectable):
                         names[i], spacings[i] = chunk[i].name, chunk[i].spacing
                 for i, found in zip(chunk, self._score(list(chunk.values())), strict=True):
                     scores[i], heatmaps[i], similarities[i] = found
-                bar.update(min(ENCODE_BATCH, len(sources) - start))
+                if bar is not None:
+                    bar.update(min(ENCODE_BATCH, len(sources) - start))
         return Predictions(
             scores,
             heatmaps,

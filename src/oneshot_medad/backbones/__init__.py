@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from oneshot_medad._runtime import has_fast_bf16
+from oneshot_medad._safetensors import load_tensors
 from oneshot_medad._threads import cached_once, loaded_once
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip
 from oneshot_medad.backbones.medvae import LatentSpace, build_autoencoder
@@ -144,21 +145,18 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path, prefix: str = "", only: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file below ``prefix``, optionally ``only`` some of them, floats in single precision."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    tensors = {}
+    def wanted(name: str) -> bool:
+        return name.startswith(prefix) and (only is None or name.removeprefix(prefix) in only)
+
     try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 it is no mapping
-                short = name.removeprefix(prefix)
-                if name.startswith(prefix) and (only is None or short in only):
-                    tensor = file.get_tensor(name)
-                    tensors[short] = tensor.float() if tensor.is_floating_point() else tensor
+        found = load_tensors(path, wanted)
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"Cannot read {path}: {error}. Reinstall oneshot-medad, or download the backbone again."
         ) from error
-    return tensors
+    return {k.removeprefix(prefix): v.float() if v.is_floating_point() else v for k, v in found.items()}
 
 
 def _load(module: Any, tensors: Mapping[str, torch.Tensor], what: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 import warnings
@@ -15,20 +16,27 @@ from typing import Any
 from oneshot_medad._threads import cached_once
 from oneshot_medad.errors import WeightsError
 
+TOKENIZERS = "TOKENIZERS_PARALLELISM"
+
 
 @cached_once(maxsize=8)
 def open_clip(name: str) -> ModuleType:
     """A module of open_clip, imported without what comes with it.
 
     It imports timm, which imports wandb where that is installed, as medvae wants it: wandb 0.14 starts a client that
-    reports errors to an address of its own. And what moved in timm is announced to whoever imports open_clip.
+    reports errors to an address of its own. It switches off threads that tokenizers of other packages may use, and what
+    moved in timm is announced to whoever imports it.
     """
-    with _Absent("wandb"), warnings.catch_warnings():
+    before = os.environ.get(TOKENIZERS)
+    with Absent("wandb"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+    if before is None:
+        os.environ.pop(TOKENIZERS, None)
+    return module
 
 
-class _Absent:
+class Absent:
     """Inside, the calling thread finds no package of that name, unless it is imported already."""
 
     def __init__(self, name: str) -> None:

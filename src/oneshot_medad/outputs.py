@@ -86,7 +86,10 @@ class Outputs:
         return name in self.volumes and self._is_there(self.volumes[name], ".nii.gz")
 
     def _is_there(self, heatmap: str, suffix: str | None = None) -> bool:
-        return self.form is None or (heatmap.endswith(suffix or FORMATS[self.form]) and (self.out / heatmap).is_file())
+        if self.form is None:
+            return True
+        path = self.out / heatmap
+        return heatmap.endswith(suffix or FORMATS[self.form]) and path.is_file() and path.stat().st_size > 0
 
     def take_off(self, images: set[str], volumes: set[str], kept: set[str]) -> dict[str, Made]:
         """Take images and volumes off the lists, and their heatmaps away; what was made of ``kept`` comes back by name.

@@ -76,7 +76,8 @@ class Run:
         steps = list(_steps(self.sources, chunk, outputs.heatmaps))
         done = [step for step in steps if self._is_done(step)]
         in_place = _in_place(steps, done, outputs.heatmaps)
-        self.steps, moved = steps[in_place:], done[in_place:]
+        self.steps = steps[in_place:]
+        moved = done[in_place:] if form != "dicom" else []  # captures hold their number
         images, volumes = _names(self.steps, bool(outputs.volumes))
         self._made = outputs.take_off(images, volumes, set().union(*_names(moved)))
         self.table, self.listed, self._number = outputs.table, len(outputs.heatmaps), outputs.next_number()

@@ -30,7 +30,7 @@ from oneshot_medad.backbones import load_backbone
 from oneshot_medad.backbones.clip import VisionTower
 from oneshot_medad.backbones.medvae import build_autoencoder
 from oneshot_medad.backbones.specs import get_spec
-from oneshot_medad.errors import PersistenceError
+from oneshot_medad.errors import ConfigError, PersistenceError
 from oneshot_medad.images.expand import expand
 from oneshot_medad.images.read import read_image
 
@@ -116,15 +116,15 @@ def test_two_detectors_that_share_frozen_networks(fitted, small, sample):
     alone = [detector.predict(image) for detector, image in jobs]
     assert len({found.scores[0] for found in alone}) == len(jobs)
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda job: job[0].predict(job[1]), jobs * 3))
-    assert all(map(same, found, alone * 3))
+        found = list(pool.map(lambda job: job[0].predict(job[1]), jobs * 2))
+    assert all(map(same, found, alone * 2))
 
 
 def test_fits_beside_each_other_and_beside_predictions(fitted, small, sample):
     def fit(seed):
         return AnomalyDetector(recipe=small, random_state=seed).fit(sample.support)
 
-    alone, wanted = [fit(seed) for seed in range(3)], fitted.predict(sample.images[0])
+    alone, wanted = [fit(seed) for seed in range(2)], fitted.predict(sample.images[0])
     torch.manual_seed(5)
     state, stop = torch.get_rng_state(), threading.Event()
     drawn = []
@@ -136,7 +136,7 @@ def test_fits_beside_each_other_and_beside_predictions(fitted, small, sample):
     user = threading.Thread(target=draw)
     user.start()
     try:
-        *fits, found = together([*(partial(fit, seed) for seed in range(3)), partial(fitted.predict, sample.images[0])])
+        *fits, found = together([*(partial(fit, seed) for seed in range(2)), partial(fitted.predict, sample.images[0])])
     finally:
         stop.set()
         user.join()
@@ -289,11 +289,12 @@ def test_a_forked_process_finds_every_lock_free():
 def test_detectors_and_predictions_pickle(fitted, sample, tmp_path):
     import joblib
 
-    found = fitted.predict(sample.images)
+    images = sample.images[:2]
+    found = fitted.predict(images)
     joblib.dump(fitted, tmp_path / "detector.joblib")
     stored = joblib.load(tmp_path / "detector.joblib")
     for twin in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted), copy.copy(fitted), stored):
-        assert same(twin.predict(sample.images), found)
+        assert same(twin.predict(images), found)
         assert twin.fingerprint_ == fitted.fingerprint_
         assert twin.threshold_ == fitted.threshold_
         assert twin.history_ == fitted.history_
@@ -302,6 +303,17 @@ def test_detectors_and_predictions_pickle(fitted, sample, tmp_path):
     assert (twin.names, twin.verdicts, twin.provenance) == (found.names, found.verdicts, found.provenance)
     assert np.array_equal(twin.image(0), found.image(0))
     assert pickle.loads(pickle.dumps(AnomalyDetector(n_steps=3))).n_steps == 3
+
+
+def test_a_detector_of_a_gpu_unpickles_where_there_is_none(fitted, sample):
+    other = copy.copy(fitted)
+    other._device = torch.device("cuda")
+    assert same(pickle.loads(pickle.dumps(other)).predict(sample.images[0]), fitted.predict(sample.images[0]))
+    other.device = "cuda"  # asked for by its user, so never replaced
+    if not torch.cuda.is_available():
+        data = pickle.dumps(other)
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            pickle.loads(data)
 
 
 def test_a_pickled_detector_finds_the_networks_where_they_are(fitted, sample, monkeypatch, tmp_path):

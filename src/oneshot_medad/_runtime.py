@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from oneshot_medad._threads import cached_once
 from oneshot_medad.errors import ConfigError
 
-HOME = os.getpid()
+BORN_IN = os.getpid()
 """The process that imported this; a forked one has another number."""
 
 
 def settle() -> None:
     """Let torch compute in one thread in a forked process: the others stayed behind, and it would wait for them."""
-    if os.getpid() != HOME:
+    if os.getpid() != BORN_IN:
         torch.set_num_threads(1)
 
 

@@ -265,6 +265,7 @@ class Shareable(Copyable):
         self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool, sheet: bool
     ) -> Path:
         self._check_fitted()
+        self = self._as_it_is()  # another thread may fit or calibrate meanwhile
         if not is_writer():
             return folder
         said = {"license": license_, "modality": modality}

@@ -16,9 +16,14 @@ from oneshot_medad.export import FORMATS
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
 HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"
-COLUMNS, VOLUME_COLUMNS = ("name", "verdict", "reason", "threshold", "heatmap"), ("name", "score", "heatmap")
+COLUMNS = ("name", "verdict", "flag", "reason", "threshold", "heatmap")
+"""Those that are read again."""
+VOLUME_COLUMNS = ("name", "score", "heatmap")
 PICTURED = ("normal", "uncertain", "abnormal")
 """Verdicts of images that have a heatmap."""
+
+ASIDE = ".aside"
+"""Suffix of heatmaps that wait for another number."""
 
 _NUMBER = re.compile(r"\w+[/\\](\d+)-")
 
@@ -62,8 +67,8 @@ class Outputs:
     def __init__(self, out: Path, form: str | None, detector: Any) -> None:
         self.out, self.form = out, form
         self.table, self._audit, self._volumes = (out / name for name in (TABLE, AUDIT, VOLUMES))
-        for path in (*out.glob(f"{HEATMAPS}/.*"), *out.glob(f"{OF_VOLUMES}/.*")):
-            path.unlink()  # set aside by a run that was stopped
+        for path in (*out.glob(f"{HEATMAPS}/.*{ASIDE}"), *out.glob(f"{OF_VOLUMES}/.*{ASIDE}")):
+            path.unlink()  # by a run that was stopped
         recorded = set()
         for record in filter(None, map(record_of, lines(self._audit))):
             if record.get("detector_sha256") != detector.fingerprint_:
@@ -107,7 +112,7 @@ class Outputs:
             if path.parent not in (self.out / HEATMAPS, self.out / OF_VOLUMES) or not path.is_file():
                 continue
             if row["name"] in made:
-                made[row["name"]].heatmap = path.rename(path.with_name(f".{number}"))
+                made[row["name"]].heatmap = path.rename(path.with_name(f".{number}{ASIDE}"))
             elif self.form is not None and path.name.endswith((FORMATS[self.form], ".nii.gz")):
                 path.unlink()
         drop(self.table, images, first_cell, header=1)
@@ -136,10 +141,11 @@ class Outputs:
         write_rows(self._volumes, volumes)
         write_rows(self.table, rows)
 
-    def put(self, one: Made, number: int, name: str, suffix: str) -> dict[str, Any]:
+    def put(self, one: Made, number: int, name: str) -> dict[str, Any]:
         """Give the heatmap of what was made another number; its row."""
         if one.heatmap is None:
             return one.row
+        suffix = next(suffix for suffix in FORMATS.values() if one.row["heatmap"].endswith(suffix))
         path = one.heatmap.rename(one.heatmap.with_name(file_name(number, name, suffix)))
         return {**one.row, "heatmap": self.relative(path)}
 

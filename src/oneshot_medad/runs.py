@@ -15,7 +15,7 @@ from typing import Any
 
 from oneshot_medad._names import cell, file_name, written
 from oneshot_medad.errors import ImageError
-from oneshot_medad.export import FORMATS, record_lines
+from oneshot_medad.export import record_lines
 from oneshot_medad.images.files import File, Slice
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, VOLUME_COLUMNS, Outputs
@@ -134,11 +134,11 @@ class Run:
         rows, records, volumes = [], [], []
         for number, source in enumerate(step.sources, self._number):
             one = self._made.pop(listed_name(source))
-            rows.append(self._outputs.put(one, number, str(source), FORMATS[self.form or "png"]))
+            rows.append(self._outputs.put(one, number, str(source)))
             records.append(one.record)
         if step.volume:
             one = self._made.pop(volume_name(step.volume))
-            volumes.append(self._outputs.put(one, self._number, _stem(step.volume), ".nii.gz"))
+            volumes.append(self._outputs.put(one, self._number, _stem(step.volume)))
         return rows, records, volumes
 
 

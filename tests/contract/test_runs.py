@@ -207,6 +207,7 @@ def test_what_was_predicted_before_stands_once(fitted, scans, tmp_path):
     run(fitted, out, scans / "3.png", scans / "torn.png")
     run(fitted, out, scans, scans / "3.png", scans)
     assert contents(out) == whole
+    (out / "heatmaps" / ".hidden").write_text("somebody's")  # nor is anything taken away
     # images of other commands stay, and nothing is written over
     Image.fromarray(picture(9)).save(tmp_path / "3.png")
     run(fitted, out, tmp_path / "3.png")
@@ -218,6 +219,7 @@ def test_what_was_predicted_before_stands_once(fitted, scans, tmp_path):
     found = list(csv.DictReader((out / "scores.csv").open()))
     assert sorted(row["name"] for row in found) == sorted(map(str, (*expand(str(scans)), tmp_path / "3.png")))
     files = [row["heatmap"] for row in found if row["heatmap"]]
+    assert (out / "heatmaps" / ".hidden").exists()
     assert len(files) == len(set(files))
     for row in found:
         if row["heatmap"]:

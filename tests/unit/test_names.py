@@ -68,7 +68,9 @@ def command(*arguments):
 @pytest.mark.usefixtures("stub")
 def test_every_command_takes_every_name(fitted, folder, tmp_path, capsys):
     detector = fitted.save_pretrained(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9t\nector"))
-    assert "d\\xe9t\\u000aector" in (detector / "README.md").read_text(encoding="utf-8")
+    card = (detector / "README.md").read_text(encoding="utf-8")
+    assert "# d\\xe9t\\u000aector" in card
+    assert eval(re.search(r"from_pretrained\((.+)\)", card)[1]) == detector.name
     out = tmp_path / os.fsdecode(b"r\xe9sults\x1b")
     predict = ["predict", detector, ".", "--out", out]
     assert command(*predict) == 0

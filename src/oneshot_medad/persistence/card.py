@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from string import Template
 from typing import Any
 
@@ -28,7 +29,7 @@ image is and shows where; higher is more abnormal.
 ```python
 from oneshot_medad import AnomalyDetector
 
-detector = AnomalyDetector.from_pretrained("$location")
+detector = AnomalyDetector.from_pretrained($location)
 scores, heatmaps = detector.predict(["image.png"])
 ```
 
@@ -92,7 +93,6 @@ def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    location = printable(location)
     backbone, provenance = stored.config["backbone"]["name"], stored.provenance
     metadata = ModelCardData(
         library_name="oneshot-medad",
@@ -103,8 +103,8 @@ def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
     )
     return TEXT.substitute(
         metadata=metadata.to_yaml().strip(),
-        title=location.rstrip("/").split("/")[-1] or "detector",
-        location=location,
+        title=printable(location).rstrip("/").split("/")[-1] or "detector",
+        location=json.dumps(location, ensure_ascii=False).encode("utf-8", "backslashreplace").decode(),
         count=stored.calibration["n_support"],
         modality=provenance["modality"] or "not stated",
         backbone=backbone,

@@ -172,11 +172,10 @@ def score(
         else:
             scores, maps = anomalib_patchcore(backbone, fields, features)
         return Found(scores, maps, time.perf_counter() - start, {})
-    with seeded(seed) as generator:
-        paths, drawn = tuple(collection.items[i].path for i in support), tuple(getattr(method, n) for n in DRAWN)
-        views, state, seconds = encoded_views(paths, drawn, seed)
-        start = time.perf_counter()
-        scorer = fit_scorer(method, backbone, views, generator.set_state(state), init).scorer
+    paths, drawn = tuple(collection.items[i].path for i in support), tuple(getattr(method, n) for n in DRAWN)
+    views, state, seconds = encoded_views(paths, drawn, seed)
+    start = time.perf_counter()
+    scorer = fit_scorer(method, backbone, views, seeded(seed).set_state(state), init).scorer
     seconds += time.perf_counter() - start
     scored = []
     for chunk in torch.from_numpy(test).split(16):
@@ -191,10 +190,10 @@ def encoded_views(paths: tuple[Path, ...], drawn: tuple, seed: int) -> tuple[Vie
     """The views of a fit with this seed, the generator's state behind them, and how long they took."""
     start, backbone = time.perf_counter(), _tiny()
     recipe = replace(DEFAULT, **dict(zip(DRAWN, drawn, strict=True)))  # it reads latents, so that any other may
-    with seeded(seed) as generator:
-        fields = torch.stack([to_field(load(path).float() / 255, backbone.spec.image_px) for path in paths])
-        views = make_views(backbone, fields, recipe, generator)
-        return views, generator.get_state(), time.perf_counter() - start
+    generator = seeded(seed)
+    fields = torch.stack([to_field(load(path).float() / 255, backbone.spec.image_px) for path in paths])
+    views = make_views(backbone, fields, recipe, generator)
+    return views, generator.get_state(), time.perf_counter() - start
 
 
 def evaluate(

@@ -94,6 +94,7 @@ class Inspectable(Shareable):
         True
         """
         self._check_fitted()
+        self = self._as_it_is()
         source = self._one(image)
         predictions = self.predict([source])
         pixels = self._read_one(source, 0).pixels

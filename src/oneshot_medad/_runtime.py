@@ -1,21 +1,31 @@
-"""Device, precision and seeds, in scopes that restore what they change."""
+"""Device, precision and random draws; nothing here changes what the rest of the process sees."""
 
 from __future__ import annotations
 
 import os
 import timeit
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from functools import lru_cache
-from io import StringIO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from oneshot_medad._threads import cached_once
 from oneshot_medad.errors import ConfigError
+
+BORN_IN = os.getpid()
+"""The process that imported this; a forked one has another number."""
+
+
+def settle() -> None:
+    """Let torch compute in one thread in a forked process: the others stayed behind, and it would wait for them."""
+    if os.getpid() != BORN_IN:
+        torch.set_num_threads(1)
 
 
 def resolve_device(device: str) -> torch.device:
     """``"auto"`` is CUDA when present, else the CPU; anything else is taken as torch names it."""
+    settle()
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,7 +37,7 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-@lru_cache
+@cached_once(maxsize=8)  # threads that time at once could come to different answers
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products are faster than single precision there: Ampere and newer GPUs, some CPUs.
 
@@ -56,21 +66,39 @@ def is_writer() -> bool:
     return int(os.environ.get("RANK") or 0) == 0
 
 
-@contextmanager
-def seeded(seed: int | None) -> Iterator[torch.Generator]:
-    """A generator for all random draws of a fit; the global torch state is seeded inside and restored after.
+def seeded(seed: int | None) -> torch.Generator:
+    """A generator for all random draws of a fit; ``seed=None`` makes the fit random."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
 
-    With ``seed=None`` the fit is random and the global state still comes back as it was.
+
+class Drawing(TorchDispatchMode):
+    """Inside, the initial values of modules that the calling thread makes come from a generator of their own.
+
+    torch draws them from one generator of the whole process, in which the draws of several threads would mix, and whose
+    state is the user's.
+
+    Parameters
+    ----------
+    seed
+        Of the generator. The values are those that ``torch.manual_seed(seed)`` would lead to.
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        if seed is None:
-            seed = torch.seed() % 2**31
-        torch.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
 
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = seeded(seed)
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Swallow what third-party constructors print."""
-    with redirect_stdout(StringIO()):
-        yield
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation, with the generator if it draws."""
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten.randn.default:  # it takes a generator under another name
+            func = torch.ops.aten.randn.generator
+        if any(argument.name == "generator" for argument in func._schema.arguments):
+            kwargs.setdefault("generator", self.generator)
+        return func(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from oneshot_medad._copying import Copyable
 from oneshot_medad._parameters import Parameters
 from oneshot_medad._runtime import is_writer, resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
@@ -36,7 +38,7 @@ SHEET = 6
 """Drawn anomalies on the picture that a card may show."""
 
 
-class Shareable(Parameters):
+class Shareable(Parameters, Copyable):
     """The part of `AnomalyDetector` that knows folders and the Hub."""
 
     fetch: str
@@ -47,11 +49,7 @@ class Shareable(Parameters):
     provenance_: dict[str, Any]
     "Time, versions and hashes of the images fitted on."
 
-    _scorer: Scorer
-    _spec: BackboneSpec
-    _device: torch.device
     _calibration: dict[str, Any]
-    _stored_backbone: dict[str, Any]
     _examples: torch.Tensor | None
 
     def save_pretrained(
@@ -260,18 +258,27 @@ class Shareable(Parameters):
         scorer: Scorer,
         calibration: dict[str, Any],
         provenance: dict[str, Any],
+        history: Sequence[dict[str, float]] = (),
+        examples: torch.Tensor | None = None,
     ) -> None:
-        """Become a fitted detector; ``calibration`` and ``provenance`` are what the files of these names hold."""
-        self._spec, self._device, self._scorer = spec, device, scorer.to(device).eval()
-        self._calibration, self._examples = calibration, None
-        self.provenance_ = {k: v for k, v in provenance.items() if k != "evaluation"}
-        self.evaluation_ = provenance.get("evaluation")
-        self.history_ = []
+        """Become a fitted detector, in one step; ``calibration`` and ``provenance`` are what these files hold."""
+        fitted = {
+            "_spec": spec,
+            "_device": device,
+            "_scorer": scorer.to(device).eval(),
+            "_calibration": calibration,
+            "_examples": examples,
+            "provenance_": {k: v for k, v in provenance.items() if k != "evaluation"},
+            "evaluation_": provenance.get("evaluation"),
+            "history_": list(history),
+        }
+        self.__dict__.update(fitted)
 
     def _save(
         self, folder: Path, location: str, license_: str | None, modality: str | None, include: bool, sheet: bool
     ) -> Path:
         self._check_fitted()
+        self = self._as_it_is()  # another thread may fit or calibrate meanwhile
         if not is_writer():
             return folder
         said = {"license": license_, "modality": modality}
@@ -304,9 +311,9 @@ class Shareable(Parameters):
         """A PNG of anomalies drawn into views of the images fitted on, with heatmaps and scores."""
         if self._examples is None:
             raise PersistenceError("Got anomaly_sheet=True for a detector without its images; ask for it after fit.")
-        with seeded(0) as generator:
-            views = normal_views(self._examples, len(self._examples) + SHEET, generator)[len(self._examples) :]
-            images, masks = add_lesions(views[:SHEET], generator, self._scorer.recipe.max_area)
+        generator = seeded(0)
+        views = normal_views(self._examples, len(self._examples) + SHEET, generator)[len(self._examples) :]
+        images, masks = add_lesions(views[:SHEET], generator, self._scorer.recipe.max_area)
         found = list(self._score([MedicalImage(image, "") for image in images]))
         pictures = [
             overlay(

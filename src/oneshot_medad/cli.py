@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import sys
 import warnings
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
-from itertools import groupby
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from oneshot_medad._names import printable
 
 app = typer.Typer(
     help="One-shot medical anomaly detection. Research use only, not a medical device.",
@@ -56,7 +57,8 @@ class Format(str, Enum):
 
 
 def _tell(text: str, values: dict[str, Any], as_json: bool) -> None:
-    typer.echo(json.dumps(values) if as_json else text)
+    lines = [json.dumps(values)] if as_json else map(printable, text.splitlines())
+    typer.echo("\n".join(lines))
 
 
 def _load(detector: str, backbone: str | None, progress: bool = False) -> Any:
@@ -70,7 +72,7 @@ def _not_read(reasons: dict[str, str], where: Path) -> None:
     for name, reason in list(reasons.items())[:REASONS]:
         typer.secho(f"not read: {name}: {reason}", fg="red", err=True)
     if len(reasons) > REASONS:
-        typer.secho(f"and {len(reasons) - REASONS} more, in {where}", fg="red", err=True)
+        typer.secho(printable(f"and {len(reasons) - REASONS} more, in {where}"), fg="red", err=True)
     if reasons:
         raise typer.Exit(INCOMPLETE)
 
@@ -78,15 +80,8 @@ def _not_read(reasons: dict[str, str], where: Path) -> None:
 def _summary(counts: dict[str, Any], where: Path) -> str:
     words = {"uncertain": "uncertain", "cannot_judge": "not for this detector to judge", "blank": "blank"}
     some = "".join(f"{counts[name]} {word}, " for name, word in words.items() if counts[name])
-    return f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable: {where}"
-
-
-def _failures(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Why images could not be read, by name; blank slices are no failures."""
-    from oneshot_medad.images.read import BLANK
-    from oneshot_medad.results.verdicts import NOT_READ
-
-    return {row["name"]: row["reason"] for row in rows if row["verdict"] == NOT_READ and row["reason"] != BLANK}
+    place = printable(str(where))
+    return f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable: {place}"
 
 
 def _version(wanted: bool) -> None:
@@ -126,7 +121,8 @@ def fit(
     )
     folder = detector.fit(images).save_pretrained(out, license=license, modality=modality)
     values = {"detector": str(folder), "n_support": detector.n_support_, "threshold": detector.threshold_}
-    _tell(f"Fitted on {detector.n_support_} image(s): {folder}, threshold {detector.threshold_:.3f}", values, as_json)
+    place = printable(str(folder))
+    _tell(f"Fitted on {detector.n_support_} image(s): {place}, threshold {detector.threshold_:.3f}", values, as_json)
 
 
 @app.command()
@@ -145,110 +141,51 @@ def predict(
     """
     from tqdm.auto import tqdm
 
+    from oneshot_medad._listing import alone_in
     from oneshot_medad.export import check_format
     from oneshot_medad.images.read import expand
-    from oneshot_medad.results.verdicts import count
+    from oneshot_medad.runs import Run
 
     if heatmaps:
         check_format(format.value)
-    table, audit = out / "scores.csv", out / "audit.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     found = _load(detector, backbone)
-    done = _rows_of(table, audit, found)
     sources = expand(images)
-    rest = [source for source in sources if str(source) not in done]
-    given = Counter(map(_volume_of, sources))
-    silent = as_json or not rest
-    with (
-        _going_on(done, table),
-        table.open("a", newline="", encoding="utf-8") as file,
-        tqdm(total=len(rest), disable=silent) as bar,
-    ):
-        for volume, chunk in _chunks(rest):
-            predictions = found.predict(chunk, on_error="record")
-            if volume and len(chunk) == given[volume]:  # otherwise an earlier run wrote it before it broke off
-                _save_volumes(predictions, out, len(done), heatmaps)
-            rows = predictions.to_rows()
-            files: list[Path | None] = [None] * len(rows)
-            if heatmaps:
-                files = predictions.save_heatmaps(out / "heatmaps", len(done), format.value)
-            predictions.to_jsonl(audit)  # before the table, whose rows say what is done
-            for row, path in zip(rows, files, strict=True):
-                row["heatmap"] = str(path.relative_to(out)) if path else ""
-            writer = csv.DictWriter(file, rows[0])
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            done |= {row["name"]: row for row in rows}
-            bar.update(len(rows))
-    chosen = [done[str(source)] for source in sources]
-    counts = count([row["verdict"] for row in chosen], [row["reason"] for row in chosen])
-    _tell(_summary(counts, table), {**counts, "table": str(table)}, as_json)
-    _not_read(_failures(chosen), table)
+    with alone_in(out):
+        run = Run(found, sources, out, format.value if heatmaps else None, CHUNK)
+        with _going_on(run), tqdm(total=len(run), disable=as_json or not len(run)) as bar:
+            for count in run:
+                bar.update(count)
+        counts, reasons = _counts(run.rows())
+    _tell(_summary(counts, run.table), {**counts, "table": str(run.table)}, as_json)
+    _not_read(reasons, run.table)
 
 
 @contextmanager
-def _going_on(done: dict[str, Any], table: Path) -> Iterator[None]:
+def _going_on(run: Any) -> Iterator[None]:
     """On Ctrl-C, say what is written and that the same command goes on there."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"Broken off: {len(done)} images are in {table}. The same command goes on there.", err=True)
+        said = f"Broken off: {run.listed} images are in {run.table}. The same command goes on there."
+        typer.echo(printable(said), err=True)
         raise
 
 
-def _volume_of(source: Any) -> tuple[Any, str] | None:
-    """File and axis of a slice of a volume; None for every other image."""
-    axis = getattr(source, "axis", "frame")
-    return None if axis == "frame" else (source.path, axis)
+def _counts(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, int], dict[str, str]]:
+    """What `_summary` says of rows, and why images could not be read, by name; blank slices are no failures."""
+    from oneshot_medad.images.read import BLANK
+    from oneshot_medad.results.verdicts import NOT_READ, count
 
+    failures: dict[str, str] = {}
 
-def _chunks(sources: list[Any]) -> Iterator[tuple[tuple[Any, str] | None, list[Any]]]:
-    """Slices of one volume together, other images by `CHUNK`."""
-    for volume, group in groupby(sources, _volume_of):
-        members = list(group)
-        size = len(members) if volume else CHUNK
-        for start in range(0, len(members), size):
-            yield volume, members[start : start + size]
+    def said() -> Iterator[tuple[str, str]]:
+        for row in rows:
+            if row["verdict"] == NOT_READ and row["reason"] != BLANK:
+                failures[row["name"]] = row["reason"]
+            yield row["verdict"], row["reason"]
 
-
-def _save_volumes(predictions: Any, out: Path, start: int, heatmaps: bool) -> None:
-    """Heatmap of a volume on its own grid, and one line with its score."""
-    for volume in predictions.volumes():
-        path = out / "volumes" / f"{start:05d}-{Path(volume.name).name.split('.')[0]}.nii.gz"
-        if heatmaps:
-            path.parent.mkdir(exist_ok=True)
-            volume.save(path)
-        table = out / "volumes.csv"
-        new = not table.exists()
-        with table.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["name", "score", "heatmap"])
-            writer.writerow([volume.name, volume.score, path.relative_to(out) if heatmaps else ""])
-
-
-def _rows_of(table: Path, audit: Path, detector: Any) -> dict[str, dict[str, str]]:
-    """Rows that an earlier run of this detector wrote, without one that it left unfinished."""
-    from oneshot_medad.errors import ConfigError
-
-    rows = {row["name"]: row for row in csv.DictReader(_whole_lines(table))}
-    records = _whole_lines(audit)
-    if any(row["threshold"] != str(detector.threshold_) for row in rows.values()):
-        raise ConfigError(f"{table} holds the scores of a detector with another threshold. Give another --out.")
-    if records and json.loads(records[-1])["detector_sha256"] != detector.fingerprint_:
-        raise ConfigError(f"{audit} is of another detector. Give another --out.")
-    return rows
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of a file, none if it is not there; one that was left unfinished is cut off in the file too."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return whole.splitlines()
+    return count(said()), failures
 
 
 @app.command()
@@ -267,9 +204,9 @@ def report(
     out = out / "report.html" if out.is_dir() else out
     predictions = _load(detector, backbone, progress=not as_json).predict(images, on_error="record")
     out.parent.mkdir(parents=True, exist_ok=True)
-    counts = predictions.counts()
+    counts, reasons = _counts(predictions.to_rows())
     _tell(_summary(counts, out), {**counts, "report": str(predictions.to_html(out, title))}, as_json)
-    _not_read(_failures(predictions.to_rows()), out)
+    _not_read(reasons, out)
 
 
 @app.command()
@@ -422,15 +359,22 @@ def download(
 
 def main() -> None:
     """Run the command line; errors of this package and of the disk end it with one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names may hold what the screen's encoding cannot
+            stream.reconfigure(errors="backslashreplace")
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+        if Path(filename).is_relative_to(Path(__file__).parent):  # libraries underneath talk to their callers
+            typer.secho(printable(f"Warning: {message}"), fg="yellow", err=True)
+
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of the libraries underneath, to their callers
-            warnings.showwarning = lambda message, *_: typer.secho(f"Warning: {message}", fg="yellow", err=True)
+            warnings.showwarning = show
             app()
     except Exception as error:
         from oneshot_medad.errors import OneShotError  # takes a second, which --help need not wait for
 
         if not isinstance(error, (OneShotError, OSError)):
             raise
-        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        typer.secho(printable(f"{type(error).__name__}: {error}"), fg="red", err=True)
         raise SystemExit(1) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -133,14 +134,13 @@ class AnomalyDetector(Measurable):
         fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
-        with seeded(seed) as generator:
-            views = make_views(backbone, fields, recipe, generator)
-            fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
+        generator = seeded(seed)
+        views = make_views(backbone, fields, recipe, generator)
+        fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
         calibration = uncalibrated(
             synthetic_threshold(fitted.normal, fitted.lesion), "synthetic", len(support), backbone.least_similarity
         )
-        self._take(spec, device, fitted.scorer, calibration, made)
-        self.history_, self._examples = fitted.history, fields[:4]
+        self._take(spec, device, fitted.scorer, calibration, made, fitted.history, fields[:4])
         return self
 
     def predict(self, images: Any, *, on_error: str = "raise") -> Predictions:
@@ -167,16 +167,17 @@ class AnomalyDetector(Measurable):
             An input that cannot be used.
         """
         self._check_fitted()
+        self = self._as_it_is()  # another thread may fit or calibrate meanwhile
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
         sources = expand(images)
-        bar = tqdm(total=len(sources), desc="predict", disable=not self.progress)
         scores, similarities = np.full((2, len(sources)), np.nan)
         heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
         names, reasons = [""] * len(sources), [""] * len(sources)
         spacings: list[tuple[float, float] | None] = [None] * len(sources)
         odd: list[tuple[Any, str]] = []
-        with bar:
+        # without a bar no tqdm either, which starts a thread
+        with tqdm(total=len(sources), desc="predict") if self.progress else nullcontext() as bar:
             for start in range(0, len(sources), ENCODE_BATCH):
                 chunk: dict[int, MedicalImage] = {}
                 for i in range(start, min(start + ENCODE_BATCH, len(sources))):
@@ -193,7 +194,8 @@ class AnomalyDetector(Measurable):
                             odd.append((sources[i], said))
                 for i, found in zip(chunk, self._score(list(chunk.values())), strict=True):
                     scores[i], heatmaps[i], similarities[i] = found
-                bar.update(min(ENCODE_BATCH, len(sources) - start))
+                if bar is not None:
+                    bar.update(min(ENCODE_BATCH, len(sources) - start))
         warn_saturated(odd, len(sources), stacklevel=2)
         return Predictions(
             scores,

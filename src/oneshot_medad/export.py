@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from oneshot_medad._hub import sha256
+from oneshot_medad._listing import append
+from oneshot_medad._names import file_name
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ConfigError, OneShotError
 from oneshot_medad.images.sanity import pixels_sha256
@@ -48,11 +49,17 @@ def audit_records(predictions: Predictions) -> list[dict[str, Any]]:
 
 
 def append_jsonl(predictions: Predictions, path: Path) -> Path:
-    """Add the audit records to a file, one JSON object a line; what the file holds already stays."""
-    lines = [json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in audit_records(predictions)]
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(lines)
+    """Add the audit records to a file, one JSON object a line; what the file holds already stays.
+
+    All of them are written at once, so that records of several threads or processes do not mix.
+    """
+    append(path, "".join(record_lines(predictions)))
     return path
+
+
+def record_lines(predictions: Predictions) -> list[str]:
+    """The audit records as JSON, one a line."""
+    return [json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in audit_records(predictions)]
 
 
 def input_hash(predictions: Predictions, i: int) -> dict[str, str | None]:
@@ -96,8 +103,7 @@ def save_heatmaps(predictions: Predictions, folder: Path, start: int, form: str)
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path | None] = []
     for i, name in enumerate(predictions.names):
-        stem = re.sub(r"[^\w. -]", "_", Path(name).stem)
-        path = folder / f"{start + i:05d}-{stem}{FORMATS[form]}" if predictions.pictured(i).size else None
+        path = folder / file_name(start + i, name, FORMATS[form]) if predictions.pictured(i).size else None
         if path and form == "dicom":
             _dicom(predictions, i, path, start + i + 1)
         elif path:

@@ -157,7 +157,7 @@ class Predictions:
         ``images`` is the sum of ``flagged``, ``uncertain``, ``normal``, ``cannot_judge``, ``blank`` (slices of volumes
         without content) and ``failed`` (could not be read).
         """
-        return count(self.verdicts, self.reasons or [""] * len(self))
+        return count(zip(self.verdicts, self.reasons or [""] * len(self), strict=True))
 
     @property
     def p_values(self) -> np.ndarray | None:
@@ -180,9 +180,10 @@ class Predictions:
         return np.where(self.judged, lower, np.nan)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known.
+        r"""One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known.
 
-        None where there is nothing to say: of an image that was not read, or that the detector cannot judge.
+        None where there is nothing to say: of an image that was not read, or that the detector cannot judge. A name is
+        one printable line: bytes that are no UTF-8 are written ``\xfc``, control characters ``\u000a``.
         """
         return tables.rows_of(self)
 
@@ -191,7 +192,7 @@ class Predictions:
         return tables.frame_of(self)
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write the rows to a CSV file."""
+        """Write the rows to a CSV file; ``./`` stands before names that a spreadsheet would take for formulas."""
         return tables.write_csv(self, Path(path))
 
     def to_parquet(self, path: str | Path) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from oneshot_medad._names import printable, written
 from oneshot_medad.calibration import RULES, finest_rate, promises, shown
 from oneshot_medad.errors import ImageError
 from oneshot_medad.evaluation import MEASURES
@@ -32,14 +33,14 @@ NOTEBOOK_ROWS = 20
 
 def write_report(predictions: Predictions, path: Path, title: str | None = None) -> Path:
     """Write the report; see `Predictions.to_html`."""
-    shorts = _without_common_folder(predictions.names)
+    shorts = _without_common_folder([written(name) for name in predictions.names])
     rows = [_report_row(predictions, i, {**row, "short": shorts[i]}) for i, row in enumerate(predictions.to_rows())]
     made, found = predictions.provenance, predictions.provenance.get("calibration")
     known = predictions.scores[predictions.judged]
     ends = [predictions.threshold - 0.5, predictions.threshold + 0.5, *known.tolist()]
     scale = colours(np.linspace(0, 1, 9))
     text = _template("report.html.j2").render(
-        title=title or "Anomaly detection report",
+        title=printable(title or "") or "Anomaly detection report",
         rows=rows,
         made=made,
         rule=RULES.get(made.get("threshold_rule", "")),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from oneshot_medad._runtime import Drawing
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.evaluation import auroc
@@ -72,12 +73,13 @@ def fit_scorer(
     progress: bool = False,
 ) -> Fitted:
     """Train on encoded views and fix scale and fusion: all of a fit that comes behind the frozen networks."""
-    device = backbone.device
-    model = JointModel.build(recipe, backbone, views.normal, init).to(device)
+    device, tower = backbone.device, backbone.text
+    with Drawing(generator.initial_seed()):
+        model = JointModel.build(recipe, backbone, views.normal, init).to(device)
     half = backbone.dtype == torch.bfloat16
-    history = train(model, views, backbone.text, generator, device, progress, half)
+    history = train(model, views, tower, generator, device, progress, half)
     with torch.no_grad():
-        text = model.text_features(backbone.text)
+        text = model.text_features(tower)
     scorer = Scorer.of_fit(model, text, views).to(device).eval()
     return Fitted(scorer, history, *scorer.calibrate(views, device))
 
@@ -174,7 +176,9 @@ class Scorer(nn.Module):
                 latent_rows.append(_expect(tensors, f"latent_rows{level}", (count * side * side, width)))
         count = tensors["gists"].shape[:1].numel() if "gists" in tensors else 0
         gists = torch.zeros(count, _gist_size(shapes))
-        scorer = cls(JointModel(recipe, shapes), torch.zeros(2, shapes.embed_dim), reference, latent_rows, gists)
+        with Drawing(0):  # values that are read over
+            model = JointModel(recipe, shapes)
+        scorer = cls(model, torch.zeros(2, shapes.embed_dim), reference, latent_rows, gists)
         try:
             scorer.load_state_dict(tensors)
         except RuntimeError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from oneshot_medad._names import written
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ImageError, OneShotError
 
@@ -148,7 +149,8 @@ def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
         axes.set_axis_off()
     values = predictions.shown
     for i, axes in zip(range(n), grid.flat, strict=False):
-        title, heatmap = predictions.names[i].replace("\\", "/").rsplit("/", 1)[-1][-28:], predictions.pictured(i)
+        name, heatmap = predictions.names[i].replace("\\", "/").rsplit("/", 1)[-1], predictions.pictured(i)
+        title = written(name)[-28:]
         image, verdict = image_again(predictions, i), predictions.verdict(i)
         if heatmap.size:
             level = shown(heatmap, predictions.threshold)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from oneshot_medad._runtime import has_fast_bf16
+from oneshot_medad._safetensors import load_tensors
+from oneshot_medad._threads import cached_once, loaded_once
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip
 from oneshot_medad.backbones.medvae import LatentSpace, build_autoencoder
 from oneshot_medad.backbones.specs import STATISTICS, BackboneSpec
@@ -56,7 +57,7 @@ class Backbone:
         """What the frozen networks compute in."""
         return torch.bfloat16 if self.spec.half and has_fast_bf16(self.device) else torch.float32
 
-    @cached_property
+    @loaded_once
     def latents(self) -> LatentSpace:
         """The autoencoder."""
         latents = LatentSpace(read_autoencoder(self.folder), *self._scale("latent")).to(self.device)
@@ -64,7 +65,7 @@ class Backbone:
         latents.autoencoder.to(self.dtype)
         return latents
 
-    @cached_property
+    @loaded_once
     def vision(self) -> VisionTower:
         """The vision tower."""
         scales = [self._scale(f"level{i}") for i in range(len(self.spec.levels))]
@@ -75,12 +76,12 @@ class Backbone:
         vision.visual.to(self.dtype)
         return vision
 
-    @cached_property
+    @loaded_once
     def text(self) -> TextTower:
         """The text tower."""
         return read_text(self.folder).to(self.device, self.dtype)
 
-    @cached_property
+    @loaded_once
     def initial(self) -> dict[str, torch.Tensor]:
         """Pre-trained initial values of the trained parts, by parameter name; empty if there are none."""
         heads = self.folder / "heads.safetensors"
@@ -102,7 +103,7 @@ class Backbone:
             check_probe(name, got, self._statistics.get(name, torch.zeros(0)), str(self.folder))
 
 
-@lru_cache(maxsize=2)
+@cached_once(maxsize=2)
 def load_backbone(spec: BackboneSpec, device: torch.device) -> Backbone:
     """The frozen networks of a spec with a folder; a process that asks again gets the same ones."""
     return Backbone(spec, device)
@@ -144,21 +145,18 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _tensors(path: Path, prefix: str = "", only: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file below ``prefix``, optionally ``only`` some of them, floats in single precision."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    tensors = {}
+    def wanted(name: str) -> bool:
+        return name.startswith(prefix) and (only is None or name.removeprefix(prefix) in only)
+
     try:
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 it is no mapping
-                short = name.removeprefix(prefix)
-                if name.startswith(prefix) and (only is None or short in only):
-                    tensor = file.get_tensor(name)
-                    tensors[short] = tensor.float() if tensor.is_floating_point() else tensor
+        found = load_tensors(path, wanted)
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"Cannot read {path}: {error}. Reinstall oneshot-medad, or download the backbone again."
         ) from error
-    return tensors
+    return {k.removeprefix(prefix): v.float() if v.is_floating_point() else v for k, v in found.items()}
 
 
 def _load(module: Any, tensors: Mapping[str, torch.Tensor], what: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from math import isqrt
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from oneshot_medad.backbones._imports import open_clip
 from oneshot_medad.errors import WeightsError
 
 NO_VISION = {"image_size": 8, "patch_size": 8, "width": 64, "layers": 1}
@@ -29,15 +31,14 @@ def build_clip(config: Mapping[str, Any], *, vision: bool = True, text: bool = T
         A configuration that would make open_clip or timm fetch something, or a text tower that does not read from left
         to right, in which prompts could not be cut.
     """
-    from open_clip.model import CLIP, CustomTextCLIP
-
     asked = {**config["vision_cfg"], **config["text_cfg"]}
     fetches = [k for k, v in asked.items() if k.startswith("hf_") or (k == "timm_model_pretrained" and v)]
     if fetches or not re.fullmatch(r"[a-z0-9_.]*", str(asked.get("timm_model_name") or "")):
         raise WeightsError(f"This CLIP configuration names a model to fetch ({asked}); wanted sizes alone.")
     if asked.get("no_causal_mask") or asked.get("embed_cls"):
         raise WeightsError("This CLIP model's text tower is not causal; wanted one that reads from left to right.")
-    kind = CustomTextCLIP if config.get("custom_text") else CLIP
+    models = open_clip("open_clip.model")
+    kind = models.CustomTextCLIP if config.get("custom_text") else models.CLIP
     return kind(
         config["embed_dim"],
         dict(config["vision_cfg"] if vision else NO_VISION),
@@ -48,9 +49,7 @@ def build_clip(config: Mapping[str, Any], *, vision: bool = True, text: bool = T
 
 def tokenize(phrases: Sequence[str], context_length: int = 77) -> torch.Tensor:
     """(N, context_length) token ids of open_clip's own tokenizer."""
-    from open_clip import tokenize as open_clip_tokenize
-
-    return open_clip_tokenize(list(phrases), context_length)
+    return open_clip("open_clip").tokenize(list(phrases), context_length)
 
 
 class VisionTower(nn.Module):
@@ -101,18 +100,9 @@ class VisionTower(nn.Module):
     def raw(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """(B, C_l, h_l, w_l) level features as the tower gives them, and (B, D) image embeddings."""
         kept: dict[str, torch.Tensor] = {}
-        handles = [
-            self.visual.get_submodule(name).register_forward_hook(
-                lambda module, inputs, output, name=name: kept.__setitem__(name, output)
-            )
-            for name in self.levels
-        ]
-        try:
-            scaled = (images - self.pixel_mean) / self.pixel_std
-            embedded = self.visual(scaled.to(next(self.visual.parameters()).dtype))
-        finally:
-            for handle in handles:
-                handle.remove()
+        visual = _tapped(self.visual, self.levels, kept)
+        scaled = (images - self.pixel_mean) / self.pixel_std
+        embedded = visual(scaled.to(next(self.visual.parameters()).dtype))
         return [self._grid(name, kept[name]).float() for name in self.levels], embedded.float()
 
     def _grid(self, name: str, output: torch.Tensor) -> torch.Tensor:
@@ -148,6 +138,28 @@ class VisionTower(nn.Module):
         features, embedded = self.forward_all(images)
         parts = [F.normalize(embedded, dim=1), F.normalize(features[-1].mean(dim=(2, 3)), dim=1)]
         return features, F.normalize(torch.cat(parts, dim=1), dim=1)
+
+
+def _tapped(module: nn.Module, names: Sequence[str], kept: dict[str, torch.Tensor], path: str = "") -> nn.Module:
+    """A copy of a module, its parameters shared, that puts the outputs of the named modules inside it into ``kept``.
+
+    Hooks would be seen by every thread that runs the module. The copy belongs to one call; only the modules on the way
+    to the named ones are copied, none of their tensors.
+    """
+    twin = copy(module)
+    twin._modules = dict(module._modules)
+    for name, child in module.named_children():
+        below = f"{path}.{name}" if path else name
+        if any(f"{level}.".startswith(f"{below}.") for level in names):
+            twin._modules[name] = _tapped(child, names, kept, below)
+    if path in names:
+
+        def forward(*inputs: Any, **options: Any) -> Any:
+            kept[path] = output = type(module).forward(twin, *inputs, **options)
+            return output
+
+        twin.forward = forward
+    return twin
 
 
 class TextTower(nn.Module):

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from oneshot_medad._runtime import quiet
+from oneshot_medad.backbones._imports import medvae
 from oneshot_medad.errors import WeightsError
 
 LORA_RANK = 4
 UNUSED = ("loss", "channel_ds", "channel_proj", "model_ema")
 """Parts of a MedVAE checkpoint that neither encoding nor decoding needs."""
-
-
-@lru_cache
-def _medvae(name: str) -> ModuleType:
-    """A module of medvae without running ``medvae/__init__``, which imports MONAI and takes six seconds."""
-    if "medvae" in sys.modules:
-        return importlib.import_module(name)
-    found = importlib.util.find_spec("medvae")
-    if found is None or found.submodule_search_locations is None:
-        raise WeightsError("Cannot import medvae. Install oneshot-medad with its dependencies.")
-    package = ModuleType("medvae")
-    package.__path__ = list(found.submodule_search_locations)
-    sys.modules["medvae"] = package
-    try:
-        return importlib.import_module(name)
-    finally:  # whoever imports medvae later gets the whole of it
-        for key in [key for key in sys.modules if key.split(".")[0] == "medvae"]:
-            del sys.modules[key]
 
 
 def build_autoencoder(config: Mapping[str, Any]) -> Any:
@@ -48,10 +25,9 @@ def build_autoencoder(config: Mapping[str, Any]) -> Any:
     config
         ``embed_dim`` and ``ddconfig`` as in MedVAE's own YAML files.
     """
-    with quiet():  # its constructor prints
-        return _medvae("medvae.models").AutoencoderKL_2D(
-            ddconfig=dict(config["ddconfig"]), embed_dim=config["embed_dim"], apply_channel_ds=False
-        )
+    return medvae("medvae.models").AutoencoderKL_2D(
+        ddconfig=dict(config["ddconfig"]), embed_dim=config["embed_dim"], apply_channel_ds=False
+    )
 
 
 def read_medvae(weights: Path, config: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -89,7 +65,7 @@ def read_medvae(weights: Path, config: Path) -> tuple[dict[str, Any], dict[str, 
         raise WeightsError(f"Cannot read {weights}: {error}. The file is damaged; download it again.") from error
     lora = any(".lora_up." in key for key in state)
     if lora:
-        inject = _medvae("medvae.utils.lora").inject_trainable_lora_extended
+        inject = medvae("medvae.utils.lora").inject_trainable_lora_extended
         inject(model, {"ResnetBlock", "AttnBlock"}, r=LORA_RANK)
     try:
         model.load_state_dict(state)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from oneshot_medad._brain import load_template
 from oneshot_medad._hub import calling, sha256
+from oneshot_medad._safetensors import save_tensors
 from oneshot_medad.backbones import read_autoencoder, read_text, read_visual
 from oneshot_medad.backbones.clip import VisionTower
 from oneshot_medad.backbones.medvae import LatentSpace, read_medvae
@@ -98,7 +99,7 @@ def download(spec: BackboneSpec, folder: Path) -> Path:
             return folder
         if folder.exists() and any(folder.iterdir()):
             raise WeightsError(f"{folder} holds other things. Give a new or empty folder.")
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        with TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
             made = Path(scratch) / "backbone"
             made.mkdir()
             sources = {
@@ -139,9 +140,7 @@ def _fetch(source: HubWeights) -> tuple[Path, Path, dict[str, Any]]:
 
 
 def _write(stem: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    save_file({k: v.contiguous() for k, v in tensors.items()}, stem.with_suffix(".safetensors"))
+    save_tensors(tensors, stem.with_suffix(".safetensors"))
     stem.with_suffix(".json").write_text(json.dumps({"config": config}, indent=2, sort_keys=True) + "\n")
 
 
@@ -184,14 +183,12 @@ def _clip(spec: BackboneSpec, source: HubWeights, made: Path) -> dict[str, Any]:
 
 def _statistics(spec: BackboneSpec, made: Path) -> None:
     """Measure the scale of the fetched networks and their probes; what does not fit its configuration fails here."""
-    from safetensors.torch import save_file
-
     read_text(made)
     autoencoder = read_autoencoder(made)
     channels = autoencoder.embed_dim
     latents = LatentSpace(autoencoder, torch.zeros(channels), torch.ones(channels))
     vision = VisionTower(read_visual(made), spec.levels, spec.mean, spec.std, [])
-    save_file(measure(latents, vision, _slices(spec.image_px)), made / STATISTICS)
+    save_tensors(measure(latents, vision, _slices(spec.image_px)), made / STATISTICS)
 
 
 def _slices(side: int) -> Iterator[torch.Tensor]:

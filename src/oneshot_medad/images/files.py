@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 from zipfile import ZipFile
 
+from oneshot_medad._threads import last_of_thread
 from oneshot_medad.errors import ImageFileError
 
 RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
@@ -119,6 +119,6 @@ def _archive(path: Path) -> ZipFile:
     return _opened(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=1)
+@last_of_thread
 def _opened(path: Path, *version: int) -> ZipFile:
     return ZipFile(path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from oneshot_medad._threads import last_of_thread
 from oneshot_medad.errors import ImageError, ImageFileError, OneShotError
 from oneshot_medad.images.files import SUFFIXES, File, Member, images_in, kind
 from oneshot_medad.images.stack import Stack
@@ -17,7 +17,7 @@ MAX_REASON = 500
 
 
 def open_stack(file: File) -> Stack:
-    """The slices of a file; the file opened last stays open, so that its slices are read from memory.
+    """The slices of a file; the one that a thread opened last stays open there, so that its slices come from memory.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def open_stack(file: File) -> Stack:
         return _opened(file, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=1)
+@last_of_thread
 def _opened(file: File, *version: int) -> Stack:
     what = kind(file)
     if what == "zip":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
+from oneshot_medad._runtime import settle
 from oneshot_medad.errors import BlankImageError, ImageError, ImageFileError, ImageTypeError
 from oneshot_medad.images.expand import check_position, source_of
 from oneshot_medad.images.expand import expand as expand
@@ -82,6 +83,7 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     >>> read_image(np.eye(4, dtype="uint8") * 255).pixels.shape
     torch.Size([3, 4, 4])
     """
+    settle()
     place = source_of(source)
     if place is not None:
         name = str(place)

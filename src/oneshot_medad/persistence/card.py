@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from string import Template
 from typing import Any
 
+from oneshot_medad._names import printable
 from oneshot_medad.backbones.specs import BACKBONES
 from oneshot_medad.calibration import RULES, promises, stated
 from oneshot_medad.evaluation import MEASURES
@@ -27,7 +29,7 @@ image is and shows where; higher is more abnormal.
 ```python
 from oneshot_medad import AnomalyDetector
 
-detector = AnomalyDetector.from_pretrained("$location")
+detector = AnomalyDetector.from_pretrained($location)
 scores, heatmaps = detector.predict(["image.png"])
 ```
 
@@ -102,8 +104,8 @@ def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
     )
     return TEXT.substitute(
         metadata=metadata.to_yaml().strip(),
-        title=location.rstrip("/").split("/")[-1] or "detector",
-        location=location,
+        title=printable(location).rstrip("/").split("/")[-1] or "detector",
+        location=json.dumps(location, ensure_ascii=False).encode("utf-8", "backslashreplace").decode(),
         count=stored.calibration["n_support"],
         modality=provenance["modality"] or "not stated",
         backbone=backbone,

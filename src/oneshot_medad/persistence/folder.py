@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +52,8 @@ def replacing(target: Path) -> Iterator[Path]:
     fresh = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        fresh.chmod(0o777 & ~_umask())
+        fresh = target.with_name(f".{secrets.token_hex(8)}")  # a short one: the target's may be as long as can be
+        fresh.mkdir()  # with the permissions of any new folder
         yield fresh
         for path in [p for p in fresh.rglob("*") if p.is_file()]:
             _flush(path)
@@ -85,12 +85,6 @@ def check_target(target: Path) -> None:
             f"Got {target}, which holds other files ({', '.join(foreign[:3]) or 'no ' + CONFIG}); wanted a new folder, "
             "an empty one, or a saved detector to replace."
         )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _flush(path: Path) -> None:

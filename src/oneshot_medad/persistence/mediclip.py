@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from oneshot_medad._runtime import seeded
+from oneshot_medad._runtime import Drawing
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.config import Recipe
@@ -65,7 +65,7 @@ def read_mediclip(path: str | Path, backbone: Backbone, phrases: Mapping[str, Se
     z, levels = backbone.features(torch.zeros(1, 3, side, side, device=backbone.device))
     widths = tuple((f.shape[1], f.shape[-1]) for f in levels)
     shapes = Shapes(z.shape[1], widths, z.shape[-1], backbone.embed_dim, backbone.text.width)
-    with seeded(0):  # parts that MediCLIP lacks take no part, but stay in the file
+    with Drawing(0):  # parts that MediCLIP lacks take no part, but stay in the file
         model = JointModel(RECIPE, shapes)
     wanted = {f"{i}_adapter.0.{kind}" for i in range(len(widths)) for kind in ("weight", "bias")}
     _check(adapters.keys() == wanted, path, f"adapters {sorted(adapters)}", f"{sorted(wanted)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from oneshot_medad._safetensors import load_tensors
 from oneshot_medad.errors import PersistenceError
 
 MAX_JSON = 1 << 24
@@ -72,7 +73,6 @@ def is_number(value: Any) -> bool:
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, each checked to be finite."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     path = plain_file(folder, name)
     size = path.stat().st_size
@@ -85,7 +85,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
             f"{MAX_HEADER} inside a file of at most {MAX_TENSORS}."
         )
     try:
-        tensors = load_file(path)
+        tensors = load_tensors(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise PersistenceError(f"Cannot read {path}: {error}. Download or save it again.") from error
     for key, tensor in tensors.items():

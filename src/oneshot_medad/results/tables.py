@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oneshot_medad._names import cell, printable, written
 from oneshot_medad.calibration import finest_rate
 from oneshot_medad.errors import ExtraError
 from oneshot_medad.results.verdicts import CANNOT_JUDGE
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def rows_of(predictions: Predictions) -> list[dict[str, Any]]:
     """See `Predictions.to_rows`."""
-    columns: dict[str, Any] = {"name": predictions.names, "verdict": predictions.verdicts}
+    columns: dict[str, Any] = {"name": [written(name) for name in predictions.names], "verdict": predictions.verdicts}
     columns["score"] = _filled(np.where(predictions.judged, predictions.scores, np.nan))
     columns |= {"shown": _filled(predictions.shown), "flag": predictions.flags.tolist()}
     if predictions.similarities is not None:
@@ -40,7 +41,7 @@ def _reason(predictions: Predictions, i: int) -> str:
             f"unlike the images fitted on: similarity {predictions.similarities[i]:.3f}, "
             f"wanted {predictions.least_similarity:.3f}"
         )
-    return predictions.reasons[i].removeprefix(f"{predictions.names[i]}: ") if predictions.reasons else ""
+    return printable(predictions.reasons[i].removeprefix(f"{predictions.names[i]}: ")) if predictions.reasons else ""
 
 
 def frame_of(predictions: Predictions) -> Any:
@@ -59,7 +60,10 @@ _NUMBERS = ("score", "shown", "flag", "similarity", "percentile", "p_value")
 
 def write_csv(predictions: Predictions, path: Path) -> Path:
     """See `Predictions.to_csv`."""
-    frame_of(predictions).to_csv(path, index=False)
+    frame = frame_of(predictions)
+    if len(frame):
+        frame["name"] = frame["name"].map(cell)
+    frame.to_csv(path, index=False, encoding="utf-8")
     return path
 
 
@@ -75,10 +79,11 @@ def write_parquet(predictions: Predictions, path: Path) -> Path:
 
 def text_of(predictions: Predictions) -> str:
     """A table of file, score and verdict, with p-values and the finest of them after a calibration."""
-    width = max([len("image"), *map(len, predictions.names)])
+    rows = rows_of(predictions)
+    width = max([len("image"), *(len(row["name"]) for row in rows)])
     known = predictions.normal_scores
     lines = [f"{'image':<{width}}  {'score':>7}  {'p-value  ' * (known is not None)}verdict"]
-    for row in rows_of(predictions):
+    for row in rows:
         word = row["verdict"].replace("abnormal", "ABNORMAL")
         word = ": ".join([word, row["reason"]]) if row["reason"] else word
         score = f"{row['score']:7.3f}" if row["score"] is not None else " " * 7

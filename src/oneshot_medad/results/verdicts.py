@@ -7,7 +7,7 @@ image is decided first: only then are places named, and only those beyond the li
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -72,13 +72,13 @@ def _at_most(value: float, dtype: np.dtype) -> np.ndarray:
     return np.nextafter(rounded, dtype.type(-np.inf)) if float(rounded) > value else rounded
 
 
-def count(verdicts: Sequence[str], reasons: Sequence[str]) -> dict[str, int]:
+def count(said: Iterable[tuple[str, str]]) -> dict[str, int]:
     """How many images got which verdict, the same for the command line and the report.
 
     Parameters
     ----------
-    verdicts, reasons
-        Of every image. Blank slices are counted by themselves: they are no failures.
+    said
+        Verdict and reason of every image. Blank slices are counted by themselves: they are no failures.
 
     Returns
     -------
@@ -87,17 +87,16 @@ def count(verdicts: Sequence[str], reasons: Sequence[str]) -> dict[str, int]:
 
     Examples
     --------
-    >>> count(["normal", "abnormal", "not read", "not read"], ["", "", "blank slice", "torn"])["failed"]
+    >>> count([("normal", ""), ("abnormal", ""), ("not read", "blank slice"), ("not read", "torn")])["failed"]
     1
     """
-    found = Counter(verdicts)
-    blank = sum(v == NOT_READ and r == BLANK for v, r in zip(verdicts, reasons, strict=True))
+    found = Counter((verdict, verdict == NOT_READ and reason == BLANK) for verdict, reason in said)
     return {
-        "images": len(verdicts),
-        "flagged": found[ABNORMAL],
-        "uncertain": found[UNCERTAIN],
-        "normal": found[NORMAL],
-        "cannot_judge": found[CANNOT_JUDGE],
-        "blank": blank,
-        "failed": found[NOT_READ] - blank,
+        "images": sum(found.values()),
+        "flagged": found[ABNORMAL, False],
+        "uncertain": found[UNCERTAIN, False],
+        "normal": found[NORMAL, False],
+        "cannot_judge": found[CANNOT_JUDGE, False],
+        "blank": found[NOT_READ, True],
+        "failed": found[NOT_READ, False],
     }

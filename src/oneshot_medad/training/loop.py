@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
+from oneshot_medad._runtime import process_count
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.nn.head import TextTower
-from oneshot_medad.training.cache import Views, draw_batch
+from oneshot_medad.training.cache import Batch, Views, draw_batch
 from oneshot_medad.training.joint import JointModel
+
+LONGEST_GRADIENT = 1.0
+"""Longer ones are cut to this norm."""
 
 
 def train(
@@ -48,11 +55,73 @@ def train(
     -------
     One entry per step with the value of every loss.
     """
+    recipe = model.recipe
+    optimiser = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    history: list[dict[str, float]] = []
+    model.train()
+    try:
+        with (_alone if process_count() == 1 else _accelerated)(model, optimiser, device, half) as team:
+            if recipe.batch_size % team.processes:
+                raise ConfigError(
+                    f"Got batch_size={recipe.batch_size} in {team.processes} processes; wanted a multiple of them."
+                )
+            steps = range(recipe.n_steps)
+            bar = tqdm(steps, desc="fit") if progress and team.process == 0 else None
+            for step in bar or steps:
+                for group in optimiser.param_groups:
+                    group["lr"] = recipe.learning_rate * _schedule(step / recipe.n_steps)
+                batch = draw_batch(views, recipe, generator, device)
+                losses = team.forward(batch.share(team.process, team.processes), text)
+                optimiser.zero_grad()
+                team.move(losses["loss"])
+                averaged = team.average({name: value.detach() for name, value in losses.items()})
+                history.append({name: float(value) for name, value in averaged.items()})
+                if bar:
+                    bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+    finally:
+        model.eval()
+    return history
+
+
+class Team(NamedTuple):
+    """Processes that train one model together: the number of this one, how many there are, and what they do."""
+
+    process: int
+    processes: int
+    forward: Callable[[Batch, TextTower], dict[str, torch.Tensor]]
+    move: Callable[[torch.Tensor], None]
+    "Take a step down the gradient of a loss."
+    average: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+@contextmanager
+def _alone(model: JointModel, optimiser: torch.optim.Optimizer, device: torch.device, half: bool) -> Iterator[Team]:
+    """One process: it needs no accelerate, whose state is shared by all threads and which empties their environment."""
+
+    def forward(batch: Batch, text: TextTower) -> dict[str, torch.Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            losses = model(batch, text)
+        return {name: value.float() for name, value in losses.items()}
+
+    def move(loss: torch.Tensor) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), LONGEST_GRADIENT)
+        optimiser.step()
+
+    yield Team(0, 1, forward, move, lambda losses: losses)
+
+
+@contextmanager
+def _accelerated(
+    model: JointModel, optimiser: torch.optim.Optimizer, device: torch.device, half: bool
+) -> Iterator[Team]:
+    """Several processes, whose gradients accelerate averages."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs
 
-    recipe = model.recipe
     born_here = not PartialState._shared_state
     accelerator = Accelerator(
         cpu=device.type == "cpu",
@@ -60,35 +129,18 @@ def train(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a recipe may leave parts idle
     )
     try:
-        processes = accelerator.num_processes
-        if recipe.batch_size % processes:
-            raise ConfigError(
-                f"Got batch_size={recipe.batch_size} in {processes} processes; wanted a multiple of them."
-            )
-        optimiser = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-        )
         prepared, optimiser = accelerator.prepare(model, optimiser)
-        prepared.train()
-        history = []
-        bar = tqdm(range(recipe.n_steps), desc="fit", disable=not (progress and accelerator.is_main_process))
-        for step in bar:
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * _schedule(step / recipe.n_steps)
-            batch = draw_batch(views, recipe, generator, device)
-            losses = prepared(batch.share(accelerator.process_index, processes), text)
-            optimiser.zero_grad()
-            accelerator.backward(losses["loss"])
-            accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+
+        def move(loss: torch.Tensor) -> None:
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(prepared.parameters(), LONGEST_GRADIENT)
             optimiser.step()
-            averaged = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
-            history.append({name: float(value) for name, value in averaged.items()})
-            bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-        return history
+
+        def average(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return accelerator.reduce(losses, "mean")
+
+        yield Team(accelerator.process_index, accelerator.num_processes, prepared, move, average)
     finally:
-        model.eval()
         accelerator.free_memory()
         if born_here:  # leave no process-wide state behind
             AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,213 @@
+"""Predictions of any number of images in one folder, in steps of which none is left half done.
+
+A step is a chunk of images, or the slices of a volume. Its heatmaps are written first, then its audit records and the
+line of its volume, and last its rows in the table: these say that it is done. What a run left of a step when it was
+stopped is dropped by the next one, and the whole step is done again, in the same batches and under the same numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oneshot_medad._names import cell, file_name, written
+from oneshot_medad.errors import ImageError
+from oneshot_medad.export import record_lines
+from oneshot_medad.images.files import File, Slice
+from oneshot_medad.images.open import open_stack
+from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, VOLUME_COLUMNS, Outputs
+
+_ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal) (\d+)\]", re.DOTALL)
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Images that are predicted together; ``volume`` is the file and axis that all of them are slices of, if any."""
+
+    sources: list[Any]
+    volume: tuple[File, str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the tables call the images."""
+        return list(map(listed_name, self.sources))
+
+
+class Run:
+    """Predict images into a folder, except those that it lists already: iterate over it.
+
+    Parameters
+    ----------
+    detector
+        A fitted detector.
+    sources
+        Entries of `images.expand`; what is given twice is taken once.
+    out
+        The folder, which exists.
+    form
+        Format of the heatmaps; None writes none.
+    chunk
+        Images that are held in memory at a time; a volume is held as a whole.
+
+    Attributes
+    ----------
+    sources
+        Each once.
+    table
+        The file that lists them.
+    listed
+        Rows in it.
+
+    Raises
+    ------
+    ConfigError
+        The folder holds what another detector found.
+    """
+
+    def __init__(self, detector: Any, sources: Iterable[Any], out: Path, form: str | None, chunk: int) -> None:
+        self.detector, self.form = detector, form
+        self.sources = list({listed_name(source): source for source in sources}.values())
+        self._outputs = outputs = Outputs(out, form, detector)
+        steps = list(_steps(self.sources, chunk, outputs.heatmaps))
+        done = [step for step in steps if self._is_done(step)]
+        in_place = _in_place(steps, done, outputs.heatmaps)
+        self.steps = steps[in_place:]
+        moved = done[in_place:] if form != "dicom" else []  # captures hold their number
+        images, volumes = _names(self.steps, bool(outputs.volumes))
+        self._made = outputs.take_off(images, volumes, set().union(*_names(moved)))
+        self.table, self.listed, self._number = outputs.table, len(outputs.heatmaps), outputs.next_number()
+
+    def __len__(self) -> int:
+        """Images still to do."""
+        return sum(len(step.sources) for step in self.steps)
+
+    def __iter__(self) -> Iterator[int]:
+        """Do the steps; gives the number of images of each."""
+        for step in self.steps:
+            rows, records, volumes = self._moved(step) if step.names[0] in self._made else self._predicted(step)
+            self._outputs.write(rows, records, volumes)
+            self.listed, self._number = self.listed + len(rows), self._number + len(rows)
+            yield len(rows)
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """The table's rows of all images of this run."""
+        wanted = set(map(listed_name, self.sources))
+        return (row for row in self._outputs.rows() if row["name"] in wanted)
+
+    def _is_done(self, step: Step) -> bool:
+        complete = all(name in self._outputs.complete for name in step.names)
+        return complete and (step.volume is None or self._outputs.has_volume(volume_name(step.volume)))
+
+    def _predicted(self, step: Step) -> tuple[Rows, list[str], Rows]:
+        """Rows, audit records and the line of the volume of a step; its heatmaps are written."""
+        predictions, out, start = self.detector.predict(step.sources, on_error="record"), self._outputs, self._number
+        rows = predictions.to_rows()
+        out.check_columns([*rows[0], "heatmap"])
+        files: list[Path | None] = [None] * len(rows)
+        if self.form is not None:
+            files = predictions.save_heatmaps(out.out / HEATMAPS, start, self.form)
+        for row, file in zip(rows, files, strict=True):
+            row |= {"name": cell(row["name"]), "heatmap": out.relative(file)}
+        volumes = self._volume(step.volume, predictions) if step.volume else []
+        return rows, record_lines(predictions), volumes
+
+    def _volume(self, volume: tuple[File, str], predictions: Any) -> Rows:
+        try:
+            (found,) = predictions.volumes()
+        except ImageError:  # its slices say why
+            return []
+        path = None
+        if self.form is not None:
+            path = self._outputs.out / OF_VOLUMES / file_name(self._number, _stem(volume), ".nii.gz")
+            path.parent.mkdir(exist_ok=True)
+            found.save(path)
+        values = (volume_name(volume), found.score, self._outputs.relative(path))
+        return [dict(zip(VOLUME_COLUMNS, values, strict=True))]
+
+    def _moved(self, step: Step) -> tuple[Rows, list[str], Rows]:
+        """The same of a step that was done before, its heatmaps under new numbers."""
+        rows, records, volumes = [], [], []
+        for number, source in enumerate(step.sources, self._number):
+            one = self._made.pop(listed_name(source))
+            rows.append(self._outputs.put(one, number, str(source)))
+            records.append(one.record)
+        if step.volume:
+            one = self._made.pop(volume_name(step.volume))
+            volumes.append(self._outputs.put(one, self._number, _stem(step.volume)))
+        return rows, records, volumes
+
+
+def listed_name(source: Any) -> str:
+    """What an image is called in the tables."""
+    return cell(written(str(source)))
+
+
+def volume_name(volume: tuple[File, str]) -> str:
+    """What a volume is called in the tables: by its file, and by its axis too if that is not the file's first."""
+    file, axis = volume
+    try:
+        first = next(iter(open_stack(file).axes))
+    except ImageError:  # gone meanwhile
+        first = axis
+    return listed_name(file if axis == first else f"{file}[{axis}]")
+
+
+def _stem(volume: tuple[File, str]) -> str:
+    return Path(str(volume[0])).name.split(".")[0]
+
+
+def _names(steps: Iterable[Step], volumes: bool = True) -> tuple[set[str], set[str]]:
+    """Names of the images, and, if they are wanted, of the volumes."""
+    steps = list(steps)
+    images = {name for step in steps for name in step.names}
+    return images, {volume_name(step.volume) for step in steps if step.volume} if volumes else set()
+
+
+def _in_place(steps: Sequence[Step], done: Sequence[Step], listed: Iterable[str]) -> int:
+    """How many steps are done and stand in the table before all others, in their order."""
+    names = {name for step in steps for name in step.names}
+    order = [name for name in listed if name in names]
+    count = at = 0
+    while count < len(done) and done[count] is steps[count]:
+        here = steps[count].names
+        if order[at : at + len(here)] != here:
+            break
+        count, at = count + 1, at + len(here)
+    return count
+
+
+def _steps(sources: Sequence[Any], chunk: int, listed: Iterable[str]) -> Iterator[Step]:
+    """Slices of one volume together, with those that are listed already; other images by ``chunk``."""
+    earlier: dict[tuple[str, str], list[int]] = {}
+    for name in listed:
+        if found := _ADDRESS.fullmatch(name):
+            earlier.setdefault((found[1], found[2]), []).append(int(found[3]))
+    volumes: dict[tuple[File, str], dict[Slice, None]] = {}
+    for source in sources:
+        if (volume := _volume_of(source)) is not None:
+            volumes.setdefault(volume, {})[source] = None
+    for (file, axis), slices in volumes.items():
+        more = {Slice(file, axis, index): None for index in earlier.get((listed_name(file), axis), [])}
+        if not more.keys() <= slices.keys():
+            volumes[file, axis] = dict.fromkeys(sorted(slices | more, key=lambda one: one.index))
+    others: list[Any] = []
+    for source in sources:
+        volume = _volume_of(source)
+        if volume is None:
+            others.append(source)
+        if others and (volume is not None or len(others) == chunk):
+            yield Step(others)
+            others = []
+        if volume in volumes:
+            yield Step(list(volumes.pop(volume)), volume)
+    if others:
+        yield Step(others)
+
+
+def _volume_of(source: Any) -> tuple[File, str] | None:
+    return (source.path, source.axis) if isinstance(source, Slice) and source.axis != "frame" else None

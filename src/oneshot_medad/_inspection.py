@@ -63,7 +63,8 @@ class Inspectable(Shareable):
         (256, 256, 3)
         """
         spec = self._spec if hasattr(self, "_scorer") else self._checked()[1]
-        field = to_field(self._read_one(self._one(image), 0).pixels, spec.image_px)
+        read = self._read_one(self._one(image), 0)
+        field = to_field(read.pixels, spec.image_px, read.aspect)
         return (field.permute(1, 2, 0) * 255).round().byte().numpy()
 
     @torch.no_grad()
@@ -94,11 +95,13 @@ class Inspectable(Shareable):
         self._check_fitted()
         source = self._one(image)
         predictions = self.predict([source])
-        pixels = self._read_one(source, 0).pixels
-        backbone, side, size = self._backbone, self._backbone.spec.image_px, (pixels.shape[-2], pixels.shape[-1])
-        z = backbone.latents.encode(to_field(pixels, side)[None].to(self._device))
+        read = self._read_one(source, 0)
+        backbone, side = self._backbone, self._backbone.spec.image_px
+        z = backbone.latents.encode(to_field(read.pixels, side, read.aspect)[None].to(self._device))
         decoded = backbone.latents.decode(torch.cat([z, self._scorer.model.corrected(z)])).cpu()
-        seen, normal = (torch.stack([from_field(c, side, size) for c in picture]) for picture in decoded)
+        seen, normal = (
+            torch.stack([from_field(c, side, read.size, read.aspect) for c in picture]) for picture in decoded
+        )
         return Explanation(
             predictions.image(0),
             predictions.heatmaps[0],
@@ -151,8 +154,8 @@ def describe(detector: Any, spec: BackboneSpec, rule: str) -> str:
     recipe = detector.recipe if isinstance(detector.recipe, str) else "custom"
     lines = {
         "Networks": f"backbone {spec.name!r}, recipe {recipe!r}",
-        "Field": f"{spec.image_px} x {spec.image_px} pixels; the longer edge of an image is scaled to it, the aspect "
-        "ratio kept, the rest black",
+        "Field": f"{spec.image_px} x {spec.image_px} pixels; the longer edge of an image is scaled to it, in true "
+        "proportions where the file says how wide and high a pixel is, the rest black",
         "Intensities": intensities,
         "Fitted on": f"{detector.n_support_} normal image{'s' * (detector.n_support_ != 1)}",
         "Threshold": f"{detector.threshold_:.3f}, " + _RULES[rule].format(n=0 if known is None else len(known)),

@@ -138,7 +138,7 @@ class AnomalyDetector(Inspectable):
                     "networks; wanted contrast. Look at preview(image), and pass intensity_range=(low, high).",
                     stacklevel=2,
                 )
-        fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
+        fields = torch.stack([to_field(image.pixels, spec.image_px, image.aspect) for image in support])
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
         with seeded(seed) as generator:
@@ -356,7 +356,7 @@ class AnomalyDetector(Inspectable):
             return
         backbone = self._backbone
         side = backbone.spec.image_px
-        fields = torch.stack([to_field(image.pixels, side) for image in images])
+        fields = torch.stack([to_field(image.pixels, side, image.aspect) for image in images])
         fields = fields.to(self._device)
         z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
         features, gists = backbone.vision.with_gist(fields)
@@ -364,7 +364,7 @@ class AnomalyDetector(Inspectable):
         scores, maps = self._scorer(z, features, mirrored)
         similar = self._scorer.similarity(gists)
         for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
-            yield score, from_field(heatmap, side, image.size).numpy(), like
+            yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like
 
     def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
         """Every parameter in the form that `fit` uses, or a `ConfigError`."""

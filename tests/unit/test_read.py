@@ -162,7 +162,7 @@ def check(error, message, action):
         (42, ImageTypeError, "Got int"),
         ({"a": 1}, ImageTypeError, "Got dict"),
         (np.zeros((2, 2, 2, 2, 2)), ImageError, "shape"),
-        (np.zeros((20, 30, 4)), ImageError, "alpha"),
+        (np.zeros((20, 30, 4, 5)), ImageError, "shape"),
         (torch.zeros(5, 20, 30), ImageError, "shape"),
     ],
 )
@@ -262,7 +262,7 @@ def test_content_decides_not_the_suffix(tmp_path):
     write_dicom(tmp_path / "d.png", GREY)
     torch.testing.assert_close(read_image(tmp_path / "d.png").pixels[0], torch.from_numpy(GREY) / 255)
     Image.fromarray(GREY).save(tmp_path / "x.dcm", "PNG")
-    check(ImageFileError, "DICM", lambda: read_image(tmp_path / "x.dcm"))
+    torch.testing.assert_close(read_image(tmp_path / "x.dcm").pixels[0], torch.from_numpy(GREY) / 255)
     Image.fromarray(GREY).save(tmp_path / "x.png", "PPM")  # a format that is not on the list stays closed
     check(ImageFileError, "no image of a known format", lambda: read_image(tmp_path / "x.png"))
 

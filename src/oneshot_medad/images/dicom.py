@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from oneshot_medad.errors import ExtraError, ImageFileError, ImageTypeError, NoPictureError
+from oneshot_medad.images.codestream import codestream
 from oneshot_medad.images.dicom_grey import stored_range, to_grey
 from oneshot_medad.images.dicom_tables import COLOURS, read_palette
 from oneshot_medad.images.dicom_values import number, pair, places, text, whole
@@ -59,15 +60,15 @@ class Dicom:
         ds = self._dataset
         values, space = _stored(ds, index)
         spacing, aspect = _geometry(ds, index)
-        if space in GREY:
-            values = to_grey(values, ds, index, window)
-        elif space == "PALETTE COLOR":
+        if space in GREY and values.ndim == 2:
+            values = to_grey(values, ds, index, window, space == "MONOCHROME1")
+        elif space == "PALETTE COLOR" and values.ndim == 2:
             values = _palette(values, ds, window)
         elif space in COLOUR and values.ndim == 3:
             values = clip(values, window or (0.0, 2.0**ds.BitsStored - 1))
         else:
             raise ImageTypeError(
-                f"Got colours of the kind {space}; wanted grey, RGB, YBR_FULL or a palette. Export RGB."
+                f"Got {ds.SamplesPerPixel} samples of {space}; wanted grey, RGB, YBR_FULL or a palette. Export RGB."
             )
         return Pixels(values, (0.0, 1.0), None, spacing, aspect)
 
@@ -131,19 +132,21 @@ def _check_pixels(ds: Any, frames: int) -> None:
 
 
 def _check_frames(ds: Any, data: bytes, frames: int) -> None:
-    from pydicom.encaps import generate_fragments, parse_basic_offsets
-
     syntax = ds.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         raise ImageFileError(
             f"Got compressed pixels and the transfer syntax {syntax.name}; wanted one that names them."
         )
-    stream = BytesIO(data)
-    parse_basic_offsets(stream)
-    starts = [fragment[:2] for fragment in generate_fragments(stream)]
-    count = len(starts) if "RLE" in syntax.name else sum(start in _FRAME_STARTS for start in starts)
-    if count > frames:
-        raise ImageFileError(f"Got {count} compressed frames; wanted {frames}, as the header says. Export it again.")
+    fragments = _fragments(data)
+    starts = fragments if "RLE" in syntax.name else [one for one in fragments if one[:2] in _FRAME_STARTS]
+    if len(starts) > frames:
+        raise ImageFileError(f"Got {len(starts)} compressed frames; wanted {frames}, as the header says.")
+    for found in filter(None, map(codestream, starts)):
+        if found.height not in (0, ds.Rows) or found.width != ds.Columns:
+            raise ImageFileError(
+                f"Got compressed pixels of {found.height} x {found.width}; wanted {ds.Rows} x {ds.Columns}, as the "
+                "header says. Correct it, or export it again."
+            )
 
 
 def _check_length(ds: Any, data: bytes, frames: int) -> None:
@@ -164,16 +167,45 @@ def _stored(ds: Any, index: int) -> tuple[np.ndarray, str]:
     """Stored values of a frame without unused bits, and their colour space; YBR_FULL becomes RGB."""
     from pydicom.pixels import get_decoder
 
-    syntax, high = ds.file_meta.TransferSyntaxUID, whole(ds, "HighBit")
-    bits, allocated = whole(ds, "BitsStored") or 0, whole(ds, "BitsAllocated") or 0
-    # files from before 1990 keep them at the upper end; codecs other than RLE give them back at the lower one
-    moved = high is not None and bits <= high < allocated and (not syntax.is_encapsulated or "RLE" in syntax.name)
-    moved = moved and "PixelData" in ds and "YBR" not in text(ds, "PhotometricInterpretation")
-    options = {"correct_unused_bits": False} if moved else {}
-    values, found = get_decoder(syntax).as_array(ds, index=index, **options)
-    if moved and high is not None:
-        values = (values << (allocated - 1 - high)) >> (allocated - bits)
+    decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
+    if ds.get("BitsAllocated") == 1:  # frames begin within bytes, which pydicom reads rightly only all together
+        values, found = decoder.as_array(ds)
+        return values.reshape(-1, ds.Rows, ds.Columns)[index], str(found["photometric_interpretation"])
+    unused = _unused_bits(ds)
+    try:
+        values, found = decoder.as_array(ds, index=index, **({"correct_unused_bits": False} if unused else {}))
+    except BaseException as error:  # decoders written in Rust panic
+        if decoder.is_native or isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise ImageFileError(
+            f"Got {decoder.UID.name} pixels, which cannot be decoded to {ds.Rows} x {ds.Columns} ({error}); wanted a "
+            "whole frame. Export it again, for example without compression."
+        ) from error
+    if unused:
+        above, below = unused
+        values = (values << above) >> (above + below)  # in their type, which keeps the sign
     return values, str(found["photometric_interpretation"])
+
+
+def _unused_bits(ds: Any) -> tuple[int, int] | None:
+    """How many bits above and below the stored ones belong to something else, such as overlays of old files."""
+    stored, allocated, high = whole(ds, "BitsStored"), whole(ds, "BitsAllocated"), whole(ds, "HighBit")
+    if "PixelData" not in ds or stored is None or allocated is None or "YBR" in text(ds, "PhotometricInterpretation"):
+        return None
+    syntax = ds.file_meta.TransferSyntaxUID
+    first = codestream(_fragments(ds.PixelData)[0]) if syntax.is_encapsulated else None
+    used = allocated if first is None else first.bits  # what a codec gives lies at the lower end
+    if high is None or not stored <= high + 1 <= used:
+        high = stored - 1
+    return (allocated - 1 - high, high + 1 - stored) if stored < used <= allocated else None
+
+
+def _fragments(data: bytes) -> list[bytes]:
+    from pydicom.encaps import generate_fragments, parse_basic_offsets
+
+    stream = BytesIO(data)
+    parse_basic_offsets(stream)
+    return list(generate_fragments(stream)) or [b""]
 
 
 def _palette(values: np.ndarray, ds: Any, window: Window) -> np.ndarray:

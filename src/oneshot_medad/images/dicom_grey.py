@@ -16,16 +16,14 @@ PADDING = ("", "Float", "DoubleFloat")
 """Of the attributes that name the padding of whole, 32-bit and 64-bit floating-point pixels."""
 
 
-def to_grey(stored: np.ndarray, ds: Any, frame: int, window: Window) -> np.ndarray:
+def to_grey(stored: np.ndarray, ds: Any, frame: int, window: Window, inverted: bool) -> np.ndarray:
     """(H, W) float32 in [0, 1] from (H, W) stored values; padding is background, which is 0."""
     background = _background(stored, ds)
     if not np.isfinite(stored[~background]).all():
         raise ImageError("Got NaN or infinite pixels; wanted finite ones. Fill or mask them first.")
     values, limits = _modality(np.where(background, 0, stored), ds, frame)
     shown = _voi(values, limits, ds, frame) if window is None else clip(values, window)
-    if ds.PhotometricInterpretation == "MONOCHROME1":
-        shown = 1 - shown
-    return np.where(background, np.float32(0), shown)
+    return np.where(background, np.float32(0), 1 - shown if inverted else shown)
 
 
 def stored_range(ds: Any) -> tuple[float, float]:

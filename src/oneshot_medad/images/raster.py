@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
 from oneshot_medad.errors import ImageError, ImageFileError
+from oneshot_medad.images.codestream import codestream
 from oneshot_medad.images.files import File, content
 from oneshot_medad.images.kinds import READ
 from oneshot_medad.images.stack import Pixels, Window, check_size, see_through, upright
@@ -21,7 +22,8 @@ _DEEP_COLOUR = ("RGB;16B", "RGBA;16B", "LA;16B")
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339  # of TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
-_NO_SAMPLES = (0xC4, 0xC8, 0xCC)  # markers of JPEG between those that begin a picture
+_PROCESSES = (0, 1, 2, 9, 10)
+"""Of JPEG: baseline, extended, progressive, and the latter two with arithmetic coding."""
 
 
 class Raster:
@@ -34,6 +36,7 @@ class Raster:
         # what follows in a multi-picture JPEG are previews and depth maps of the first
         count = 1 if self._image.format == "MPO" else getattr(self._image, "n_frames", 1)
         self.axes = {"frame": count}
+        self._deep = count == 1 and _is_deep_colour(self._image)
         self._lock = Lock()
 
     def read(self, axis: str, index: int, window: Window) -> Pixels:
@@ -41,14 +44,9 @@ class Raster:
         with self._lock:  # one place in the file, however many threads
             if index != self._image.tell():
                 self._image.seek(index)
-            if self.axes["frame"] == 1 and self._is_deep_colour():
+            if self._deep:
                 return self._deep_colour(window)
             return from_pil(self._image, window)
-
-    def _is_deep_colour(self) -> bool:
-        """Whether a PNG has 16 bits a channel, of which Pillow would keep eight."""
-        image: Any = self._image
-        return image.format == "PNG" and "transparency" not in image.info and str(image.tile[0][3]) in _DEEP_COLOUR
 
     def _deep_colour(self, window: Window) -> Pixels:
         from imagecodecs import png_decode
@@ -60,15 +58,28 @@ class Raster:
         return Pixels(colours, window, opacity)
 
 
+def _is_deep_colour(image: Any) -> bool:
+    """Whether a file, of which no pixels were read, is a PNG of 16 bits a channel, of which Pillow would keep eight."""
+    plain = image.format == "PNG" and image.tile and "transparency" not in image.info
+    return bool(plain) and str(image.tile[0][3]) in _DEEP_COLOUR
+
+
 def open_picture(data: bytes, formats: tuple[str, ...]) -> PILImage.Image:
     """A file that Pillow reads, of one of ``formats``."""
+    found = codestream(data)
+    if found is not None and (found.process not in _PROCESSES or found.bits != 8):
+        what = "JPEG-LS or JPEG 2000" if found.process is None else f"JPEG of process {found.process}"
+        raise ImageFileError(
+            f"Got {what} pixels of {found.bits} bits a sample; wanted baseline or progressive JPEG of 8 bits. Save the "
+            "picture as PNG or TIFF."
+        )
     try:
         return PILImage.open(BytesIO(data), formats=formats)
     except PILImage.DecompressionBombError as error:
         raise ImageFileError(f"{error} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS.") from error
     except UnidentifiedImageError as error:
         raise ImageFileError(
-            f"Got {_rare_jpeg(data)} no image of a known format; wanted {READ}. Check the file."
+            f"Got content that is no image of a known format; wanted {READ}. Check the file."
         ) from error
 
 
@@ -107,14 +118,3 @@ def check_alone(image: PILImage.Image) -> None:
             f"Got a PIL image of a file that holds {count} pictures; wanted one. Pass the file, or image.copy() for "
             "the one that it shows."
         )
-
-
-def _rare_jpeg(data: bytes) -> str:
-    """What a JPEG is that Pillow does not read; other content has no name."""
-    at = 2
-    while data[:2] == b"\xff\xd8" and data[at : at + 1] == b"\xff" and at + 5 <= len(data):
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_SAMPLES:
-            return f"a JPEG of process {marker - 0xC0} with {data[at + 4]} bits a sample,"
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return "content that is"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from struct import unpack
 from threading import Lock
 from typing import Any
 
@@ -16,7 +17,7 @@ from oneshot_medad.images.stack import Pixels, Window, check_size, see_through, 
 REDUCED, MASK = 1, 4
 """Bits of what a page says of itself."""
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, TRANSPARENCY, YCBCR = 0, 1, 2, 3, 4, 6
-JPEG = (6, 7, 33007, 34892)
+JPEG = (7, 33007, 34892)
 """Compressions whose YCbCr comes back as RGB."""
 OPACITY = 2
 """What a sample beside the colours must mean to count: 0 is unspecified, 1 is opacity by which they are multiplied."""
@@ -106,7 +107,7 @@ class Tiff:
 
 def _pictures(file: Any) -> list[Any]:
     """The pages that are pictures, in the order of the file, those below a page behind it."""
-    tops = [page.aspage() for page in file.pages]
+    tops = _chain(file)
     pages = [pair for top in tops for pair in [(top, None), *((below, top) for below in top.pages or ())]]
     shown = [
         (page, parent)
@@ -119,6 +120,28 @@ def _pictures(file: Any) -> list[Any]:
         if not page.subfiletype & REDUCED and (parent is None or page.imagewidth >= parent.imagewidth)
     ]
     return _without_levels(file, whole or [page for page, _ in shown])
+
+
+def _chain(file: Any) -> list[Any]:
+    """The pages that follow each other, each once, though the last one may lead back."""
+    known: dict[int, Any] = {}
+    for page in file.pages:
+        if page.offset in known:
+            return list(known.values())
+        known[page.offset] = page.aspage()
+    if not known:
+        raise ImageFileError("Got a TIFF file without a page; wanted at least one.")
+    handle, layout, last = file.filehandle, file.tiff, list(known)[-1]
+    handle.seek(last)
+    count = unpack(layout.tagnoformat, handle.read(layout.tagnosize))[0]
+    handle.seek(last + layout.tagnosize + count * layout.tagsize)
+    following = int.from_bytes(handle.read(layout.offsetsize), "big" if file.byteorder == ">" else "little")
+    if following:
+        raise ImageFileError(
+            f"Got a TIFF file whose page {len(known) + 1} lies at byte {following}, where there is none; wanted all "
+            "pages. Copy or export it again."
+        )
+    return list(known.values())
 
 
 def _without_levels(file: Any, pages: list[Any]) -> list[Any]:

@@ -35,7 +35,7 @@ class Inspectable(Shareable):
 
     if TYPE_CHECKING:
 
-        def predict(self, images: Any, *, on_error: str = "raise") -> Predictions: ...
+        def predict(self, images: Any, *, on_error: str = "raise", recursive: bool = False) -> Predictions: ...
         def _checked(self) -> Any: ...
 
     def preview(self, image: Any) -> np.ndarray:
@@ -131,8 +131,8 @@ class Inspectable(Shareable):
             raise ImageError(f"Got {len(sources)} images; wanted one. Choose it first, from volumes with slices().")
         return sources[0]
 
-    def _read(self, images: Any) -> Iterator[MedicalImage]:
-        return (self._read_one(source, i) for i, source in enumerate(expand(images)))
+    def _read(self, images: Any, recursive: bool) -> Iterator[MedicalImage]:
+        return (self._read_one(source, i) for i, source in enumerate(expand(images, recursive=recursive)))
 
     def _read_one(self, source: Any, position: int) -> MedicalImage:
         return read_image(source, name_of(source, position), self.intensity_range)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +38,7 @@ Detector = Annotated[
     str, typer.Argument(help="Folder of a saved detector, or owner/name on the Hub.", show_default=False)
 ]
 Backbone = Annotated[str, typer.Option(help="Frozen networks: a name, or a folder made by download.")]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Window = Annotated[
     tuple[float, float] | None,
@@ -76,7 +77,15 @@ def _not_read(reasons: dict[str, str], where: Path) -> None:
 
 def _summary(counts: dict[str, Any], where: Path) -> str:
     foreign = f"{counts['cannot_judge']} not for this detector to judge, " if counts["cannot_judge"] else ""
-    return f"{counts['images']} images, {counts['flagged']} flagged, {foreign}{counts['failed']} not readable: {where}"
+    read = f"{counts['images']} images, {counts['flagged']} flagged, {foreign}{counts['failed']} not readable"
+    return f"{read}{_beside(counts['left_out'])}: {where}"
+
+
+def _beside(left_out: dict[str, int]) -> str:
+    """What was passed over, to be put behind a count; nothing if nothing was."""
+    from oneshot_medad.images.folders import said
+
+    return f", {said(left_out)}" if left_out else ""
 
 
 def _version(wanted: bool) -> None:
@@ -104,19 +113,24 @@ def fit(
     intensity_range: Window = None,
     license: Annotated[str | None, typer.Option(help="Of the detector, for its card.")] = None,  # noqa: A002
     modality: Annotated[str | None, typer.Option(help="What the images are, for the card.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Learn what normal looks like from one or a few normal images."""
     from oneshot_medad import AnomalyDetector
+    from oneshot_medad.images.read import expand
     from oneshot_medad.persistence.folder import check_target
 
     check_target(out.absolute())  # before the fit, which takes a minute
     detector = AnomalyDetector(
         backbone, recipe=recipe, random_state=seed, intensity_range=intensity_range, progress=not as_json
     )
-    folder = detector.fit(images).save_pretrained(out, license=license, modality=modality)
-    values = {"detector": str(folder), "n_support": detector.n_support_, "threshold": detector.threshold_}
-    _tell(f"Fitted on {detector.n_support_} image(s): {folder}, threshold {detector.threshold_:.3f}", values, as_json)
+    sources = expand(images, recursive=recursive)
+    folder = detector.fit(sources).save_pretrained(out, license=license, modality=modality)
+    left_out, threshold = dict(sources.left_out), detector.threshold_
+    values = {"detector": str(folder), "n_support": len(sources), "threshold": threshold, "left_out": left_out}
+    text = f"Fitted on {len(sources)} image(s){_beside(left_out)}: {folder}, threshold {threshold:.3f}"
+    _tell(text, values, as_json)
 
 
 @app.command()
@@ -127,6 +141,7 @@ def predict(
     heatmaps: Annotated[bool, typer.Option(help="Write each heatmap to a file, and those of volumes as NIfTI.")] = True,
     format: Annotated[Format, typer.Option(help="Of the heatmaps.")] = Format.png,  # noqa: A002
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Score images and say where they are abnormal; a run that was broken off goes on where it stopped.
@@ -144,7 +159,7 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     found = _load(detector, backbone)
     done = _rows_of(table, audit, found)
-    sources = expand(images)
+    sources = expand(images, recursive=recursive)
     rest = [source for source in sources if str(source) not in done]
     given = Counter(map(_volume_of, sources))
     silent = as_json or not rest
@@ -178,6 +193,7 @@ def predict(
         "flagged": sum(row["flag"] == "True" for row in chosen),
         "cannot_judge": sum(row["verdict"] == "cannot judge" for row in chosen),
         "failed": len(reasons),
+        "left_out": dict(sources.left_out),
         "table": str(table),
     }
     _tell(_summary(counts, table), counts, as_json)
@@ -254,6 +270,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Score images and write a report with pictures: one HTML file that needs no network.
@@ -263,7 +280,9 @@ def report(
     from oneshot_medad.images.read import BLANK
 
     out = out / "report.html" if out.is_dir() else out
-    predictions = _load(detector, backbone, progress=not as_json).predict(images, on_error="record")
+    predictions = _load(detector, backbone, progress=not as_json).predict(
+        images, on_error="record", recursive=recursive
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     reasons = {row["name"]: row["reason"] for row in predictions.to_rows() if row["reason"] not in ("", BLANK)}
     values = {
@@ -271,6 +290,7 @@ def report(
         "flagged": int(predictions.flags.sum()),
         "cannot_judge": predictions.verdicts.count("cannot judge"),
         "failed": len(reasons),
+        "left_out": predictions.left_out,
         "report": str(predictions.to_html(out, title)),
     }
     _tell(_summary(values, out), values, as_json)
@@ -291,6 +311,7 @@ def calibrate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result, in place of the detector's own.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Set the threshold of a detector on images of your own; nothing is fitted again."""
@@ -304,13 +325,15 @@ def calibrate(
     out = out or Path(detector)
     check_target(out.absolute())
     found = _load(detector, backbone, progress=not as_json)
-    groups = [expand(normals), expand(abnormal) if abnormal else []]
+    groups = [expand(some, recursive=recursive) for some in (normals, abnormal) if some]
+    left_out = dict(sum((group.left_out for group in groups), Counter()))
     labels = [0] * len(groups[0]) + [1] * len(groups[1]) if abnormal else None
-    found.calibrate(groups[0] + groups[1], labels, target_fpr=target_fpr, uncertain_fpr=uncertain_fpr)
+    found.calibrate(list(chain(*groups)), labels, target_fpr=target_fpr, uncertain_fpr=uncertain_fpr)
     found.save_pretrained(out)
     n = len(found.calibration_scores_)
     values = {"detector": str(out), "threshold": found.threshold_, "n_normal": n, "finest_rate": 1 / (n + 1)}
-    _tell(f"Threshold {found.threshold_:.3f}: {out}\nFor p-values, {finest_rate(n)}.", values, as_json)
+    text = f"Threshold {found.threshold_:.3f}{_beside(left_out)}: {out}\nFor p-values, {finest_rate(n)}."
+    _tell(text, {**values, "left_out": left_out}, as_json)
 
 
 @app.command()
@@ -320,16 +343,19 @@ def evaluate(
     abnormal: Annotated[list[str], typer.Option(help="Abnormal images; may be given several times.")],
     save: Annotated[bool, typer.Option(help="Write the numbers onto the card of the detector's folder.")] = False,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a detector on images with known labels."""
     from oneshot_medad.images.read import expand
 
     found = _load(detector, backbone, progress=not as_json)
-    groups = [expand(normal), expand(abnormal)]
-    values = found.evaluate(groups[0] + groups[1], [0] * len(groups[0]) + [1] * len(groups[1]))
+    groups = [expand(some, recursive=recursive) for some in (normal, abnormal)]
+    left_out = dict(sum((group.left_out for group in groups), Counter()))
+    values = found.evaluate(list(chain(*groups)), [0] * len(groups[0]) + [1] * len(groups[1]))
     if save:
         found.save_pretrained(detector)
+    values = {**values, "left_out": left_out} if left_out else values
     _tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
 
 

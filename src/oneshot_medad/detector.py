@@ -104,7 +104,7 @@ class AnomalyDetector(Inspectable):
         self.device = device
         self.progress = progress
 
-    def fit(self, images: Any, y: Any = None) -> AnomalyDetector:
+    def fit(self, images: Any, y: Any = None, *, recursive: bool = False) -> AnomalyDetector:
         """Learn what normal looks like from one or a few normal images.
 
         Parameters
@@ -114,6 +114,8 @@ class AnomalyDetector(Inspectable):
             list. Choose slices of a volume with `oneshot_medad.slices`.
         y
             Ignored; present for scikit-learn.
+        recursive
+            Search folders to any depth.
 
         Returns
         -------
@@ -129,7 +131,7 @@ class AnomalyDetector(Inspectable):
             Frozen networks that are missing, damaged or cannot be fetched.
         """
         recipe, spec, device, seed = self._checked()
-        support = list(self._read(images))
+        support = list(self._read(images, recursive))
         for image in support:
             used = float(image.pixels.max() - image.pixels.min())
             if used < FAINT:
@@ -151,7 +153,7 @@ class AnomalyDetector(Inspectable):
         self.history_, self._examples = fitted.history, fields[:4]
         return self
 
-    def predict(self, images: Any, *, on_error: str = "raise") -> Predictions:
+    def predict(self, images: Any, *, on_error: str = "raise", recursive: bool = False) -> Predictions:
         """Score images and locate what is abnormal in them.
 
         Parameters
@@ -162,6 +164,8 @@ class AnomalyDetector(Inspectable):
             What an image that cannot be read does: ``"raise"`` ends the call, ``"record"`` gives it the score NaN, an
             empty heatmap and the reason. Slices with one value everywhere, as there are at both ends of most volumes,
             are recorded either way.
+        recursive
+            Search folders to any depth.
 
         Returns
         -------
@@ -177,7 +181,7 @@ class AnomalyDetector(Inspectable):
         self._check_fitted()
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
-        sources = expand(images)
+        sources = expand(images, recursive=recursive)
         bar = tqdm(total=len(sources), desc="predict", disable=not self.progress)
         scores, similarities = np.full((2, len(sources)), np.nan)
         heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
@@ -220,6 +224,7 @@ class AnomalyDetector(Inspectable):
             self._calibration["uncertain_from"],
             similarities,
             self._calibration["least_similarity"],
+            dict(sources.left_out),
         )
 
     def decision_function(self, images: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 from oneshot_medad.calibration import finest_rate, shown
 from oneshot_medad.errors import ExtraError, ImageFileError
 from oneshot_medad.export import append_jsonl, save_heatmaps
+from oneshot_medad.images.folders import said
 from oneshot_medad.images.read import MedicalImage, read_image
 from oneshot_medad.images.volumes import Volume, assemble
 from oneshot_medad.regions import Region, find_regions
@@ -53,6 +54,9 @@ class Predictions:
         (N,) cosine in [-1, 1] between what kind of image each is and what kind the detector was fitted on.
     least_similarity
         Below it an image is not judged; None judges all.
+    left_out
+        How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
+        picture, folders that were not searched.
     """
 
     scores: np.ndarray
@@ -68,6 +72,7 @@ class Predictions:
     uncertain_from: float | None = None
     similarities: np.ndarray | None = None
     least_similarity: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.
@@ -281,4 +286,6 @@ class Predictions:
             rows.append(f"{row['name']:<{width}}  {row['score']:7.3f}  {p_value}{word}")
         if self.normal_scores is not None:
             rows.append(f"p-values: {finest_rate(len(self.normal_scores))}.")
+        if self.left_out:
+            rows.append(f"{said(self.left_out)}.")
         return "\n".join(rows)

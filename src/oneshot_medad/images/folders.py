@@ -56,7 +56,7 @@ def is_index(file: File) -> bool:
 
 def pixels_of(header: str) -> str:
     """Where the pixels of a NIfTI pair lie; the same name for every other file."""
-    return re.sub(r"\.hdr(\.gz)?$", r".img\1", header, flags=re.IGNORECASE)
+    return re.sub(r"\.(hdr)(?=(\.gz)?$)", lambda m: ".IMG" if m[1].isupper() else ".img", header, flags=re.IGNORECASE)
 
 
 def is_image(file: File, search: Search, dicom_alone: bool = False) -> bool:

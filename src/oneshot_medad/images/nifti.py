@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from oneshot_medad.images.stack import Pixels, Spacing, Window, check_size, clip
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 MAX_BYTES = 2**33
 """Size of the largest volume that is read, so that a small compressed file cannot fill the memory."""
-COARSE = 1.5
+COARSE = 1.4
 """A voxel that is so many times longer than it is wide or deep shows across which axis the slices were acquired."""
 UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Millimetres in the units of a header; a header that states none means millimetres."""
@@ -136,12 +137,19 @@ def _acquired(shape: tuple[int, ...], sizes: np.ndarray) -> str:
 def _load(file: File) -> Any:
     import nibabel
 
-    name = file.name.lower()
+    name, pixels = file.name.lower(), _pixels(file)
+    if isinstance(pixels, Path) and not pixels.exists():
+        raise ImageFileError(f"Got a NIfTI header without pixels; wanted {pixels.name} beside it.")
     plain = name.endswith((*NIFTI, ".hdr", ".hdr.gz")) and packed(file) == name.endswith(".gz")
     image = nibabel.load(file) if plain and not isinstance(file, Member) else _from_bytes(file)
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ImageFileError(f"Got the format {type(image).__name__}; wanted a NIfTI volume.")
     return image
+
+
+def _pixels(file: File) -> File:
+    """The file with the pixels: of a pair the second, else the same."""
+    return beside(file, pixels_of(file.name.rsplit("/", 1)[-1]))
 
 
 def _from_bytes(file: File) -> Any:
@@ -152,6 +160,6 @@ def _from_bytes(file: File) -> Any:
     second = 540 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
     if b"ni1\0" not in (head[344:348], head[4:8].replace(b"2", b"1")):
         return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content(file))
-    pixels = beside(file, pixels_of(file.name.rsplit("/", 1)[-1]))
-    parts = {part: nibabel.FileHolder(fileobj=BytesIO(content(f))) for part, f in (("header", file), ("image", pixels))}
+    both = (("header", file), ("image", _pixels(file)))
+    parts = {part: nibabel.FileHolder(fileobj=BytesIO(content(one))) for part, one in both}
     return (nibabel.Nifti2Pair if second else nibabel.Nifti1Pair).from_file_map(parts)

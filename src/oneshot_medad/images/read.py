@@ -142,9 +142,8 @@ def _to_tensor(found: Pixels, name: str) -> torch.Tensor:
     if found.opacity is not None:
         pixels = pixels * _scaled(found.opacity, f"{name}'s opacity", (0.0, 1.0))
     if pixels.max() - pixels.min() < 1e-6:
-        raise BlankImageError(
-            f"Got {name}, which is constant ({array.flat[0]:g} everywhere); wanted an image with content."
-        )
+        what = f"{array.flat[0]:g} everywhere" if found.opacity is None else "once it lies over black"
+        raise BlankImageError(f"Got {name}, which is constant ({what}); wanted an image with content.")
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).clamp(0, 1)
     return tensor.expand(3, -1, -1) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
 

@@ -72,6 +72,17 @@ def test_patterns_pass_over_what_folders_do(tree):
         expand(f"{tree}/*.txt")
 
 
+def test_brackets_in_names_are_no_pattern(tmp_path):
+    names_ = ["run[1]/a.png", "run[1]/b[2].png", "run1/a.png", "a[frame 3].png"]
+    for name in names_:
+        picture(tmp_path / name)
+    assert names(expand(f"{tmp_path}/run[1]/*.png"), tmp_path) == ["run[1]/a.png", "run[1]/b[2].png"]
+    assert names(expand(tmp_path / "run[1]"), tmp_path) == ["run[1]/a.png", "run[1]/b[2].png"]
+    assert names(expand(tmp_path / "run[1]" / "b[2].png"), tmp_path) == ["run[1]/b[2].png"]
+    assert names(expand(f"{tmp_path}/run[12]/a.png"), tmp_path) == ["run1/a.png"]
+    assert read_image(tmp_path / "a[frame 3].png").size == (20, 30)
+
+
 def test_a_folder_of_folders_says_so(tree):
     (tree / "b.png").unlink()
     with pytest.raises(

@@ -210,7 +210,9 @@ def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
     elif not path.exists() and isinstance(source := source_of(text), Slice):
         yield source
     elif not path.exists() and glob.has_magic(text):
-        matches = sorted(set(map(Path, glob.glob(text, recursive=True))))
+        there = next(parent for parent in path.parents if parent.exists())  # its brackets are no pattern
+        pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))  # noqa: PTH118
+        matches = sorted(set(map(Path, glob.glob(pattern, recursive=True))))
         if not matches:
             raise ImageFileError(f"Got pattern {text!r}, which matches no file.")
         files = [file for match in matches for file in _matched(match, text.endswith("**"), search)]

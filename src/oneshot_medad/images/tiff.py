@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from io import BytesIO
+from itertools import accumulate
+from math import prod
 from struct import unpack
 from threading import Lock
 from typing import Any
@@ -38,17 +41,18 @@ class Tiff:
         self._data = content(file)
         self._file = TiffFile(BytesIO(self._data))
         self._lock = Lock()
-        pages = _pictures(self._file)
-        following = _following(self._file, pages)
-        self._planes = [(page, i) for page in pages for i in range(max(following, page.shaped[1]))]
-        self._follow = following > 1
-        if not self._planes:
+        self._pages = _pictures(self._file)
+        self._following = _following(self._file, self._pages)
+        self._ends = list(accumulate(max(self._following, page.shaped[1]) for page in self._pages))
+        if not self._pages:
             raise ImageFileError("Got a TIFF file without a picture; wanted at least one.")
-        self.axes = {"frame": len(self._planes)}
+        self.axes = {"frame": self._ends[-1]}
+        self._deep: tuple[Any, np.ndarray] | None = None
 
     def read(self, axis: str, index: int, window: Window) -> Pixels:
         """Picture ``index``."""
-        page, plane = self._planes[index]
+        place = bisect_right(self._ends, index)
+        page, plane = self._pages[place], index - (self._ends[place - 1] if place else 0)
         check_size(page.imagelength, page.imagewidth)
         self._check_whole(page)
         with self._lock:
@@ -61,24 +65,31 @@ class Tiff:
 
     def _values(self, page: Any, plane: int) -> np.ndarray:
         """(H, W, S) as stored."""
-        if page.photometric == YCBCR and page.compression not in JPEG:
-            raise NotImplementedError("YCbCr outside JPEG")
-        if self._follow:  # one after the other, of which the page knows the first
+        if page.samplesperpixel > 4 or (page.photometric == YCBCR and page.compression not in JPEG):
+            raise NotImplementedError("colours of this kind")
+        if self._following > 1:  # one after the other, of which the page knows the first
             dtype = np.dtype(self._file.byteorder + page.dtype.char)
             offset, size = page.dataoffsets[0] + plane * page.nbytes, page.nbytes // dtype.itemsize
             values = np.frombuffer(self._data, dtype, size, offset).astype(page.dtype).reshape(page.shaped)[:, 0]
         else:
-            values = page.asarray(squeeze=False, maxworkers=1)[:, plane]
+            values = self._decoded(page)[:, plane]
         return np.moveaxis(values[..., 0], 0, -1) if len(values) > 1 else values[0]  # samples apart or together
+
+    def _decoded(self, page: Any) -> np.ndarray:
+        """(samples, depth, H, W, samples) of a page; a deep one stays for its next plane."""
+        if self._deep is None or self._deep[0] is not page:
+            values = page.asarray(squeeze=False, maxworkers=1)
+            if page.shaped[1] == 1:
+                return values
+            self._deep = page, values
+        return self._deep[1]
 
     def _check_whole(self, page: Any) -> None:
         """Refuse a page whose pixels are not all in the file, which a decoder would fill up with black."""
-        from tifffile import product
-
-        offsets, counts, last = page.dataoffsets, page.databytecounts, len(self._planes) if self._follow else 1
+        offsets, counts = page.dataoffsets, page.databytecounts
         if page.is_contiguous:
-            end = offsets[0] + page.nbytes * last
-        elif len(offsets) < product(page.chunked) or len(counts) < len(offsets) or 0 in offsets or 0 in counts:
+            end = offsets[0] + page.nbytes * self._following
+        elif len(offsets) < prod(page.chunked) or len(counts) < len(offsets) or 0 in offsets or 0 in counts:
             raise ImageFileError("Got a TIFF file that lacks some of its strips or tiles; wanted all. Export it again.")
         else:
             end = max(offset + count for offset, count in zip(offsets, counts, strict=False))
@@ -90,7 +101,7 @@ class Tiff:
 
     def _by_pillow(self, page: Any, window: Window, error: Exception) -> Pixels:
         """What libtiff reads and tifffile does not, such as fax compression and 8-bit CIELAB."""
-        alone = not (page.is_subifd or self._follow or page.shaped[1] > 1)
+        alone = not page.is_subifd and self._following == page.shaped[1] == 1
         if alone and page.bitspersample in (1, 2, 4, 8):
             try:
                 image = open_picture(self._data, ("TIFF",))
@@ -157,13 +168,11 @@ def _without_levels(file: Any, pages: list[Any]) -> list[Any]:
 
 def _following(file: Any, pages: list[Any]) -> int:
     """How many pictures follow each other behind the only page of a file."""
-    from tifffile import product
-
     if len(file.pages) != 1 or len(pages) != 1 or not (file.is_imagej or file.is_shaped or file.is_stk):
         return 1
     found, page = file.series[0], pages[0]
-    count = product(found.shape) // product(page.shape) if found.is_truncated else 1
-    said = product((file.imagej_metadata or {}).get(name, 1) for name in ("frames", "slices", "channels"))
+    count = prod(found.shape) // prod(page.shape) if found.is_truncated else 1
+    said = prod((file.imagej_metadata or {}).get(name, 1) for name in ("frames", "slices", "channels"))
     if (count > 1 and not page.is_final) or (found.kind == "generic" and file.is_imagej and said > 1):
         raise ImageFileError(
             f"Got a stack of {max(count, said)} slices in one page, of which not all can be found; wanted whole "

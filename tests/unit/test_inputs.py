@@ -70,6 +70,18 @@ def test_objects_that_are_arrays_to_numpy():
     np.testing.assert_allclose(read_image(found).pixels[0], GREY / 255, atol=1e-6)
 
 
+class OnAnotherDevice:
+    """As CuPy refuses to hand out arrays."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+
+def test_objects_that_give_no_array_say_why():
+    with pytest.raises(ImageError, match=r"OnAnotherDevice.*Implicit conversion"):
+        expand(OnAnotherDevice())
+
+
 @pytest.mark.parametrize(
     ("give", "message"),
     [

@@ -42,11 +42,7 @@ class Dicom:
         if not is_dicom(content(file, HEAD)):
             raise ImageFileError("Got no 'DICM' after the preamble; wanted a DICOM file (part 10). Export it again.")
         header = read_dataset(file, stop_before_pixels=True, specific_tags=_HEADER)
-        rows, columns = whole(header, "Rows"), whole(header, "Columns")
-        _check_picture(header, rows, columns)
-        assert rows is not None
-        assert columns is not None
-        check_size(rows, columns)
+        check_size(*_size(header))
         self.axes = {"frame": whole(header, "NumberOfFrames") or 1}
 
     @cached_property
@@ -55,10 +51,25 @@ class Dicom:
         _check_pixels(ds, self.axes["frame"])
         return ds
 
+    @cached_property
+    def _unused(self) -> tuple[int, int] | None:
+        return _unused_bits(self._dataset)
+
+    @cached_property
+    def _bits(self) -> np.ndarray:
+        """(frames, H, W) of one bit: frames begin within bytes, which pydicom reads rightly only all together."""
+        from pydicom.pixels import pixel_array
+
+        ds = self._dataset
+        return pixel_array(ds).reshape(-1, ds.Rows, ds.Columns)
+
     def read(self, axis: str, index: int, window: Window) -> Pixels:
         """Frame ``index`` in [0, 1]: the first VOI LUT or window of the file, unless ``window`` is given."""
         ds = self._dataset
-        values, space = _stored(ds, index)
+        if ds.get("BitsAllocated") == 1:
+            values, space = self._bits[index], text(ds, "PhotometricInterpretation")
+        else:
+            values, space = _stored(ds, index, self._unused)
         spacing, aspect = _geometry(ds, index)
         if space in GREY and values.ndim == 2:
             values = to_grey(values, ds, index, window, space == "MONOCHROME1")
@@ -100,7 +111,9 @@ def _plain_syntax(implicit: bool, little: bool) -> Any:
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _check_picture(header: Any, rows: int | None, columns: int | None) -> None:
+def _size(header: Any) -> tuple[int, int]:
+    """Height and width of a picture; an error for objects that are none."""
+    rows, columns = whole(header, "Rows"), whole(header, "Columns")
     modality, uid = text(header, "Modality"), text(header, "SOPClassUID")
     name = header.SOPClassUID.name if uid else "an unknown object"
     lacks = rows is None or columns is None
@@ -110,10 +123,11 @@ def _check_picture(header: Any, rows: int | None, columns: int | None) -> None:
             "Pass the images that it belongs to.",
             modality or "no modality",
         )
-    if lacks:
+    if rows is None or columns is None:
         raise ImageFileError(
             f"Got a DICOM file without pixels ({name}, no usable Rows and Columns); wanted an image. Export it again."
         )
+    return rows, columns
 
 
 def _check_pixels(ds: Any, frames: int) -> None:
@@ -163,15 +177,11 @@ def _check_length(ds: Any, data: bytes, frames: int) -> None:
         warnings.warn(f"{said}. The rest is zero and left out.", stacklevel=2)
 
 
-def _stored(ds: Any, index: int) -> tuple[np.ndarray, str]:
+def _stored(ds: Any, index: int, unused: tuple[int, int] | None) -> tuple[np.ndarray, str]:
     """Stored values of a frame without unused bits, and their colour space; YBR_FULL becomes RGB."""
     from pydicom.pixels import get_decoder
 
     decoder = get_decoder(ds.file_meta.TransferSyntaxUID)
-    if ds.get("BitsAllocated") == 1:  # frames begin within bytes, which pydicom reads rightly only all together
-        values, found = decoder.as_array(ds)
-        return values.reshape(-1, ds.Rows, ds.Columns)[index], str(found["photometric_interpretation"])
-    unused = _unused_bits(ds)
     try:
         values, found = decoder.as_array(ds, index=index, **({"correct_unused_bits": False} if unused else {}))
     except BaseException as error:  # decoders written in Rust panic

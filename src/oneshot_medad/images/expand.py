@@ -158,7 +158,9 @@ def _expand(images: Any, search: Search) -> Iterator[Any]:
     elif package in _WAYS and not _is_column(images):
         raise ImageTypeError(f"Got {type(images).__name__}; wanted {_WANTED}. Pass {_WAYS[package]}.")
     elif hasattr(images, "__array__"):
-        yield from _expand_array(np.asanyarray(images), search)
+        with reading(f"an object of type {type(images).__name__}"):
+            array = np.asanyarray(images)
+        yield from _expand_array(array, search)
     elif isinstance(images, Iterable) and not isinstance(images, dict):
         for image in images:
             yield from _expand(image, search)

@@ -158,7 +158,7 @@ def _from_bytes(file: File) -> Any:
 
     head = content(file, HEAD)
     second = 540 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big"))
-    if b"ni1\0" not in (head[344:348], head[4:8].replace(b"2", b"1")):
+    if head[344:348] != b"ni1\0" and head[4:8] != b"ni2\0":
         return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(content(file))
     both = (("header", file), ("image", _pixels(file)))
     parts = {part: nibabel.FileHolder(fileobj=BytesIO(content(one))) for part, one in both}

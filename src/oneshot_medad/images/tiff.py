@@ -41,8 +41,9 @@ class Tiff:
         self._data = content(file)
         self._file = TiffFile(BytesIO(self._data))
         self._lock = Lock()
-        self._pages = _pictures(self._file)
-        self._following = _following(self._file, self._pages)
+        chain = _chain(self._file)
+        self._pages = _pictures(self._file, chain)
+        self._following = _following(self._file, self._pages) if len(chain) == 1 else 1
         self._ends = list(accumulate(max(self._following, page.shaped[1]) for page in self._pages))
         if not self._pages:
             raise ImageFileError("Got a TIFF file without a picture; wanted at least one.")
@@ -87,10 +88,11 @@ class Tiff:
     def _check_whole(self, page: Any) -> None:
         """Refuse a page whose pixels are not all in the file, which a decoder would fill up with black."""
         offsets, counts = page.dataoffsets, page.databytecounts
-        if page.is_contiguous:
-            end = offsets[0] + page.nbytes * self._following
-        elif len(offsets) < prod(page.chunked) or len(counts) < len(offsets) or 0 in offsets or 0 in counts:
+        together = bool(offsets) and page.is_contiguous
+        if not together and (min(len(offsets), len(counts)) < prod(page.chunked) or 0 in offsets or 0 in counts):
             raise ImageFileError("Got a TIFF file that lacks some of its strips or tiles; wanted all. Export it again.")
+        if together:
+            end = offsets[0] + page.nbytes * self._following
         else:
             end = max(offset + count for offset, count in zip(offsets, counts, strict=False))
         if end > len(self._data):
@@ -116,9 +118,8 @@ class Tiff:
         ) from error
 
 
-def _pictures(file: Any) -> list[Any]:
+def _pictures(file: Any, tops: list[Any]) -> list[Any]:
     """The pages that are pictures, in the order of the file, those below a page behind it."""
-    tops = _chain(file)
     pages = [pair for top in tops for pair in [(top, None), *((below, top) for below in top.pages or ())]]
     shown = [
         (page, parent)
@@ -168,7 +169,7 @@ def _without_levels(file: Any, pages: list[Any]) -> list[Any]:
 
 def _following(file: Any, pages: list[Any]) -> int:
     """How many pictures follow each other behind the only page of a file."""
-    if len(file.pages) != 1 or len(pages) != 1 or not (file.is_imagej or file.is_shaped or file.is_stk):
+    if len(pages) != 1 or not (file.is_imagej or file.is_shaped or file.is_stk):
         return 1
     found, page = file.series[0], pages[0]
     count = prod(found.shape) // prod(page.shape) if found.is_truncated else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +14,31 @@ _LOGGERS = ("tifffile", "nibabel.global")
 """Those that print where nobody set logging up."""
 _lock = Lock()
 _readers = 0
-_before: tuple[warnings.catch_warnings, list[int]]
+_before: tuple[warnings.catch_warnings, list[bool]]
+
+
+def _renew() -> None:
+    """A forked process has no other readers, whatever they held when it began."""
+    global _lock, _readers
+    _lock, _readers = Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Filters of warnings and levels of loggers belong to the process: the first reader sets, the last one restores."""
+    """Filters of warnings and loggers belong to the process: the first reader sets them, the last one restores them."""
     global _readers, _before
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     with _lock:
         if _readers == 0:
-            _before = warnings.catch_warnings(), [logging.getLogger(name).level for name in _LOGGERS]
+            _before = warnings.catch_warnings(), [logger.disabled for logger in loggers]
             _before[0].__enter__()
             warnings.filterwarnings("ignore", module=PACKAGES)
-            for name in _LOGGERS:
-                logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+            for logger in loggers:
+                logger.disabled = True
         _readers += 1
     try:
         yield
@@ -35,5 +47,5 @@ def quiet() -> Iterator[None]:
             _readers -= 1
             if _readers == 0:
                 _before[0].__exit__(None, None, None)
-                for name, level in zip(_LOGGERS, _before[1], strict=True):
-                    logging.getLogger(name).setLevel(level)
+                for logger, disabled in zip(loggers, _before[1], strict=True):
+                    logger.disabled = disabled

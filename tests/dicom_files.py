@@ -23,14 +23,14 @@ def table(entries, first, bits, **attributes):
     return item
 
 
-def write_dicom(path, pixels, **attributes):
+def write_dicom(path, pixels, syntax=ExplicitVRLittleEndian, **attributes):
     """A file of (H, W), (N, H, W) or, with ``SamplesPerPixel=3``, (H, W, 3) stored values."""
     pixels = np.asarray(pixels)
     colour = attributes.get("SamplesPerPixel", 1) == 3
     rows, columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
     bits = pixels.dtype.itemsize * 8
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
     ds = dataset(
@@ -47,7 +47,8 @@ def write_dicom(path, pixels, **attributes):
     )
     if pixels.ndim == 3 and not colour:
         ds.NumberOfFrames = len(pixels)
-    ds.add_new("PixelData", "OW", pixels.astype(pixels.dtype.newbyteorder("<")).tobytes())
+    order = "<" if syntax.is_little_endian else ">"
+    ds.add_new("PixelData", "OW" if bits > 8 else "OB", pixels.astype(pixels.dtype.newbyteorder(order)).tobytes())
     for name, value in attributes.items():
         setattr(ds, name, value)
     if "FloatPixelData" in ds:

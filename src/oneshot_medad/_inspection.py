@@ -37,7 +37,7 @@ class Inspectable(Shareable):
 
     if TYPE_CHECKING:
 
-        def predict(self, images: Any, *, on_error: str = "raise") -> Predictions: ...
+        def predict(self, images: Any, *, on_error: str = "raise", recursive: bool = False) -> Predictions: ...
         def _checked(self) -> Any: ...
 
     def preview(self, image: Any) -> np.ndarray:
@@ -65,7 +65,8 @@ class Inspectable(Shareable):
         (256, 256, 3)
         """
         spec = self._spec if hasattr(self, "_scorer") else self._checked()[1]
-        field = to_field(self._read_one(self._one(image), 0).pixels, spec.image_px)
+        read = self._read_one(self._one(image), 0)
+        field = to_field(read.pixels, spec.image_px, read.aspect)
         return (field.permute(1, 2, 0) * 255).round().byte().numpy()
 
     @torch.no_grad()
@@ -97,11 +98,13 @@ class Inspectable(Shareable):
         self = self._as_it_is()
         source = self._one(image)
         predictions = self.predict([source])
-        pixels = self._read_one(source, 0).pixels
-        backbone, side, size = self._backbone, self._backbone.spec.image_px, (pixels.shape[-2], pixels.shape[-1])
-        z = backbone.latents.encode(to_field(pixels, side)[None].to(self._device))
+        read = self._read_one(source, 0)
+        backbone, side = self._backbone, self._backbone.spec.image_px
+        z = backbone.latents.encode(to_field(read.pixels, side, read.aspect)[None].to(self._device))
         decoded = backbone.latents.decode(torch.cat([z, self._scorer.model.corrected(z)])).cpu()
-        seen, normal = (torch.stack([from_field(c, side, size) for c in picture]) for picture in decoded)
+        seen, normal = (
+            torch.stack([from_field(c, side, read.size, read.aspect) for c in picture]) for picture in decoded
+        )
         return Explanation(
             predictions.image(0),
             predictions.heatmaps[0],
@@ -178,8 +181,8 @@ def describe(detector: Any, spec: BackboneSpec) -> str:
     recipe = detector.recipe if isinstance(detector.recipe, str) else "custom"
     lines = {
         "Networks": f"backbone {spec.name!r}, recipe {recipe!r}",
-        "Field": f"{spec.image_px} x {spec.image_px} pixels; the longer edge of an image is scaled to it, the aspect "
-        "ratio kept, the rest black",
+        "Field": f"{spec.image_px} x {spec.image_px} pixels; the longer edge of an image is scaled to it, in true "
+        "proportions where the file says how wide and high a pixel is, the rest black",
         "Intensities": intensities,
         "Fitted on": f"{detector.n_support_} normal image{'s' * (detector.n_support_ != 1)}",
         "Threshold": f"{detector.threshold_:.3f}, " + _RULES[found["rule"]].format(n=found["n_normal"]),

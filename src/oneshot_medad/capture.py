@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.errors import ExtraError
+from oneshot_medad.errors import ExtraError, ImageFileError
+from oneshot_medad.images.dicom_values import whole
+from oneshot_medad.images.expand import source_of
+from oneshot_medad.images.files import Slice
+from oneshot_medad.images.kinds import kind
+from oneshot_medad.images.open import reading
 from oneshot_medad.visualize import captioned, picture
 
 if TYPE_CHECKING:
@@ -72,7 +77,7 @@ def capture_picture(predictions: Predictions, i: int) -> Image.Image:
     return captioned(picture(predictions, i), [score, NOTICE])
 
 
-def write_capture(predictions: Predictions, i: int, source: Path | None, path: Path, number: int) -> None:
+def write_capture(predictions: Predictions, i: int, source: Any, path: Path, number: int) -> None:
     """Write one prediction as a Secondary Capture Image.
 
     Parameters
@@ -80,7 +85,8 @@ def write_capture(predictions: Predictions, i: int, source: Path | None, path: P
     predictions, i
         Which.
     source
-        File that the image came from. If it is DICOM, the capture joins its patient and study and refers to it.
+        What the image was read from: a path, `Slice` or anything else. If it lies in a DICOM file, the capture joins
+        its patient and study and refers to it, and to the frame. What that file lacks, the capture lacks.
     path
         File to write.
     number
@@ -119,7 +125,7 @@ def write_capture(predictions: Predictions, i: int, source: Path | None, path: P
     ds.BurnedInAnnotation = "YES"
     ds.PatientOrientation = None
     if origin is not None:
-        _refer(ds, origin)
+        _refer(ds, origin, source)
     spacing = predictions.spacing(i)
     if spacing is not None:
         ds.PixelSpacing = [f"{value:.10g}" for value in spacing]
@@ -127,16 +133,18 @@ def write_capture(predictions: Predictions, i: int, source: Path | None, path: P
     ds.save_as(path, enforce_file_format=True)
 
 
-def _header(source: Path | None) -> Any:
-    """Everything but the pixels of a DICOM file; None for any other file."""
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
+def _header(source: Any) -> Any:
+    """Everything but the pixels of a DICOM file, wherever it lies; None for anything else."""
+    from oneshot_medad.images.dicom import read_dataset
 
+    place = source_of(source)
+    file = place.path if isinstance(place, Slice) else place
     try:
-        ds = dcmread(source, stop_before_pixels=True) if source is not None else None
-    except InvalidDicomError:
+        with reading(file):
+            is_one = file is not None and kind(file) == "dicom"
+            return read_dataset(file, stop_before_pixels=True) if file is not None and is_one else None
+    except ImageFileError:  # the file is gone
         return None
-    return ds if ds is not None and "SOPInstanceUID" in ds and "StudyInstanceUID" in ds else None
 
 
 def _study(origin: Any) -> Any:
@@ -147,16 +155,23 @@ def _study(origin: Any) -> Any:
     ds = Dataset()
     for name in MUST_BE_THERE:
         setattr(ds, name, None)
-    if origin is None:
-        ds.StudyInstanceUID = generate_uid()  # nothing says that two such images belong together
     for name in PATIENT_AND_STUDY:
-        if origin is not None and name in origin:
-            setattr(ds, name, origin[name].value)
+        _copy(origin, name, ds, name)
+    if not ds.get("StudyInstanceUID"):
+        ds.StudyInstanceUID = generate_uid()  # nothing says that two such images belong together
     return ds
 
 
-def _refer(ds: Any, origin: Any) -> None:
-    """Name the source image, as the standard's general image module does."""
+def _copy(origin: Any, name: str, ds: Any, to: str) -> None:
+    """Take one attribute over; one that is missing or nonsense stays as it is."""
+    try:
+        setattr(ds, to, origin[name].value)
+    except Exception:
+        return
+
+
+def _refer(ds: Any, origin: Any, source: Any) -> None:
+    """Name the source image and its frame, as the standard's general image module does."""
     from pydicom.dataset import Dataset
     from pydicom.sr.codedict import codes
 
@@ -164,10 +179,15 @@ def _refer(ds: Any, origin: Any) -> None:
     code = codes.DCM.SourceImageForImageProcessingOperation
     purpose.CodeValue, purpose.CodingSchemeDesignator = code.value, code.scheme_designator
     purpose.CodeMeaning = code.meaning
-    source = Dataset()
-    source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = origin.SOPClassUID, origin.SOPInstanceUID
-    source.PurposeOfReferenceCodeSequence = [purpose]
-    ds.SourceImageSequence = [source]
+    image = Dataset()
+    _copy(origin, "SOPClassUID", image, "ReferencedSOPClassUID")
+    _copy(origin, "SOPInstanceUID", image, "ReferencedSOPInstanceUID")
+    place = source_of(source)
+    if isinstance(place, Slice) and (whole(origin, "NumberOfFrames") or 1) > 1:
+        image.ReferencedFrameNumber = place.index + 1
+    image.PurposeOfReferenceCodeSequence = [purpose]
+    if image.get("ReferencedSOPInstanceUID"):
+        ds.SourceImageSequence = [image]
 
 
 def _put_pixels(ds: Any, pixels: np.ndarray) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +42,7 @@ Detector = Annotated[
     str, typer.Argument(help="Folder of a saved detector, or owner/name on the Hub.", show_default=False)
 ]
 Backbone = Annotated[str, typer.Option(help="Frozen networks: a name, or a folder made by download.")]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Window = Annotated[
     tuple[float, float] | None,
@@ -80,8 +83,15 @@ def _not_read(reasons: dict[str, str], where: Path) -> None:
 def _summary(counts: dict[str, Any], where: Path) -> str:
     words = {"uncertain": "uncertain", "cannot_judge": "not for this detector to judge", "blank": "blank"}
     some = "".join(f"{counts[name]} {word}, " for name, word in words.items() if counts[name])
-    place = printable(str(where))
-    return f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable: {place}"
+    read = f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable"
+    return f"{read}{_beside(counts['left_out'])}: {printable(str(where))}"
+
+
+def _beside(left_out: dict[str, int]) -> str:
+    """What was passed over, to be put behind a count; nothing if nothing was."""
+    from oneshot_medad.images.folders import said
+
+    return f", {printable(said(left_out))}" if left_out else ""
 
 
 def _version(wanted: bool) -> None:
@@ -109,20 +119,25 @@ def fit(
     intensity_range: Window = None,
     license: Annotated[str | None, typer.Option(help="Of the detector, for its card.")] = None,  # noqa: A002
     modality: Annotated[str | None, typer.Option(help="What the images are, for the card.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Learn what normal looks like from one or a few normal images."""
     from oneshot_medad import AnomalyDetector
+    from oneshot_medad.images.read import expand
     from oneshot_medad.persistence.folder import check_target
 
     check_target(out.absolute())  # before the fit, which takes a minute
     detector = AnomalyDetector(
         backbone, recipe=recipe, random_state=seed, intensity_range=intensity_range, progress=not as_json
     )
-    folder = detector.fit(images).save_pretrained(out, license=license, modality=modality)
-    values = {"detector": str(folder), "n_support": detector.n_support_, "threshold": detector.threshold_}
+    sources = expand(images, recursive=recursive)
+    folder = detector.fit(sources).save_pretrained(out, license=license, modality=modality)
+    left_out, threshold = dict(sources.left_out), detector.threshold_
+    values = {"detector": str(folder), "n_support": detector.n_support_, "threshold": threshold, "left_out": left_out}
     place = printable(str(folder))
-    _tell(f"Fitted on {detector.n_support_} image(s): {place}, threshold {detector.threshold_:.3f}", values, as_json)
+    text = f"Fitted on {detector.n_support_} image(s){_beside(left_out)}: {place}, threshold {threshold:.3f}"
+    _tell(text, values, as_json)
 
 
 @app.command()
@@ -133,6 +148,7 @@ def predict(
     heatmaps: Annotated[bool, typer.Option(help="Write each heatmap to a file, and those of volumes as NIfTI.")] = True,
     format: Annotated[Format, typer.Option(help="Of the heatmaps.")] = Format.png,  # noqa: A002
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Score images and say where they are abnormal; a run that was broken off goes on where it stopped.
@@ -150,14 +166,15 @@ def predict(
         check_format(format.value)
     out.mkdir(parents=True, exist_ok=True)
     found = _load(detector, backbone)
-    sources = expand(images)
+    sources = expand(images, recursive=recursive)
+    left_out = {"left_out": dict(sources.left_out)}
     with alone_in(out):
         run = Run(found, sources, out, format.value if heatmaps else None, CHUNK)
         with _going_on(run), tqdm(total=len(run), disable=as_json or not len(run)) as bar:
             for count in run:
                 bar.update(count)
         counts, reasons = _counts(run.rows())
-    _tell(_summary(counts, run.table), {**counts, "table": str(run.table)}, as_json)
+    _tell(_summary(counts | left_out, run.table), {**counts, **left_out, "table": str(run.table)}, as_json)
     _not_read(reasons, run.table)
 
 
@@ -195,6 +212,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Score images and write a report with pictures: one HTML file that needs no network.
@@ -202,10 +220,13 @@ def report(
     Images that cannot be read are recorded with the reason, and the exit code is then 3.
     """
     out = out / "report.html" if out.is_dir() else out
-    predictions = _load(detector, backbone, progress=not as_json).predict(images, on_error="record")
+    predictions = _load(detector, backbone, progress=not as_json).predict(
+        images, on_error="record", recursive=recursive
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     counts, reasons = _counts(predictions.to_rows())
-    _tell(_summary(counts, out), {**counts, "report": str(predictions.to_html(out, title))}, as_json)
+    values = {**counts, "left_out": predictions.left_out}
+    _tell(_summary(values, out), {**values, "report": str(predictions.to_html(out, title))}, as_json)
     _not_read(reasons, out)
 
 
@@ -226,6 +247,7 @@ def calibrate(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the result, in place of the detector's own.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Set the threshold of a detector on images of your own; nothing is fitted again."""
@@ -239,10 +261,11 @@ def calibrate(
     out = out or Path(detector)
     check_target(out.absolute())
     found = _load(detector, backbone, progress=not as_json)
-    groups = [expand(normals), expand(abnormal) if abnormal else []]
+    groups = [expand(some, recursive=recursive) for some in (normals, abnormal) if some]
+    left_out = dict(sum((group.left_out for group in groups), Counter()))
     labels = [0] * len(groups[0]) + [1] * len(groups[1]) if abnormal else None
     found.calibrate(
-        groups[0] + groups[1],
+        list(chain(*groups)),
         labels,
         target_fpr=target_fpr,
         uncertain_fpr=uncertain_fpr,
@@ -251,8 +274,10 @@ def calibrate(
     found.save_pretrained(out)
     stated = found.calibration_
     n = stated["n_normal"]
-    lines = [f"Threshold {found.threshold_:.3f}: {out}", *promises(stated), f"For p-values, {finest_rate(n)}."]
-    _tell("\n".join(lines), {"detector": str(out), **stated, "finest_rate": 1 / (n + 1)}, as_json)
+    head = f"Threshold {found.threshold_:.3f}{_beside(left_out)}: {out}"
+    lines = [head, *promises(stated), f"For p-values, {finest_rate(n)}."]
+    values = {"detector": str(out), **stated, "finest_rate": 1 / (n + 1), "left_out": left_out}
+    _tell("\n".join(lines), values, as_json)
 
 
 @app.command()
@@ -262,16 +287,19 @@ def evaluate(
     abnormal: Annotated[list[str], typer.Option(help="Abnormal images; may be given several times.")],
     save: Annotated[bool, typer.Option(help="Write the numbers onto the card of the detector's folder.")] = False,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
+    recursive: Recursive = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a detector on images with known labels."""
     from oneshot_medad.images.read import expand
 
     found = _load(detector, backbone, progress=not as_json)
-    groups = [expand(normal), expand(abnormal)]
-    values = found.evaluate(groups[0] + groups[1], [0] * len(groups[0]) + [1] * len(groups[1]))
+    groups = [expand(some, recursive=recursive) for some in (normal, abnormal)]
+    left_out = dict(sum((group.left_out for group in groups), Counter()))
+    values = found.evaluate(list(chain(*groups)), [0] * len(groups[0]) + [1] * len(groups[1]))
     if save:
         found.save_pretrained(detector)
+    values = {**values, "left_out": left_out} if left_out else values
     _tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
 
 

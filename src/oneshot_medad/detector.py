@@ -97,7 +97,7 @@ class AnomalyDetector(Measurable):
         self.device = device
         self.progress = progress
 
-    def fit(self, images: Any, y: Any = None) -> AnomalyDetector:
+    def fit(self, images: Any, y: Any = None, *, recursive: bool = False) -> AnomalyDetector:
         """Learn what normal looks like from one or a few normal images.
 
         Parameters
@@ -108,6 +108,8 @@ class AnomalyDetector(Measurable):
         y
             0 for normal, 1 for abnormal, one per image: only the normal ones are fitted on, so that a cross-validation
             of scikit-learn never fits on abnormal images, however it divides them. None takes all for normal.
+        recursive
+            Search folders to any depth.
 
         Returns
         -------
@@ -123,7 +125,7 @@ class AnomalyDetector(Measurable):
             Frozen networks that are missing, damaged or cannot be fetched.
         """
         recipe, spec, device, seed = self._checked()
-        sources = expand(images)
+        sources = expand(images, recursive=recursive)
         support = [self._read_one(sources[i], i) for i in normal_rows(y, len(sources))]
         made = provenance(support)
         for said in filter(None, [faint(image) or saturated(image) for image in support]):
@@ -131,7 +133,7 @@ class AnomalyDetector(Measurable):
         doubled = copies([image.name for image in support], [image["sha256"] for image in made["support"]])
         if doubled:
             warnings.warn(f"Got {doubled}; wanted different images. They add nothing but their number.", stacklevel=2)
-        fields = torch.stack([to_field(image.pixels, spec.image_px) for image in support])
+        fields = torch.stack([to_field(image.pixels, spec.image_px, image.aspect) for image in support])
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
         generator = seeded(seed)
@@ -143,7 +145,7 @@ class AnomalyDetector(Measurable):
         self._take(spec, device, fitted.scorer, calibration, made, fitted.history, fields[:4])
         return self
 
-    def predict(self, images: Any, *, on_error: str = "raise") -> Predictions:
+    def predict(self, images: Any, *, on_error: str = "raise", recursive: bool = False) -> Predictions:
         """Score images and locate what is abnormal in them.
 
         Parameters
@@ -154,6 +156,8 @@ class AnomalyDetector(Measurable):
             What an image that cannot be read does: ``"raise"`` ends the call, ``"record"`` gives it the score NaN, an
             empty heatmap and the reason. Slices with one value everywhere, as there are at both ends of most volumes,
             are recorded either way.
+        recursive
+            Search folders to any depth.
 
         Returns
         -------
@@ -170,7 +174,7 @@ class AnomalyDetector(Measurable):
         self = self._as_it_is()  # another thread may fit or calibrate meanwhile
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
-        sources = expand(images)
+        sources = expand(images, recursive=recursive)
         scores, similarities = np.full((2, len(sources)), np.nan)
         heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
         names, reasons = [""] * len(sources), [""] * len(sources)
@@ -219,6 +223,7 @@ class AnomalyDetector(Measurable):
             self._calibration["uncertain_from"],
             similarities,
             self._calibration["least_similarity"],
+            dict(sources.left_out),
         )
 
     @torch.no_grad()
@@ -228,7 +233,7 @@ class AnomalyDetector(Measurable):
             return
         backbone = self._backbone
         side = backbone.spec.image_px
-        fields = torch.stack([to_field(image.pixels, side) for image in images])
+        fields = torch.stack([to_field(image.pixels, side, image.aspect) for image in images])
         fields = fields.to(self._device)
         z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
         features, gists = backbone.vision.with_gist(fields)
@@ -236,7 +241,7 @@ class AnomalyDetector(Measurable):
         scores, maps = self._scorer(z, features, mirrored)
         similar = self._scorer.similarity(gists)
         for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
-            yield score, from_field(heatmap, side, image.size).numpy(), like
+            yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like
 
     def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
         """Every parameter in the form that `fit` uses, or a `ConfigError`."""

@@ -27,6 +27,20 @@ class ImageFileError(ImageError, OSError):
     """A file or folder that is missing, unreadable or holds no image."""
 
 
+class NoPictureError(ImageFileError):
+    """A DICOM object that is no picture, such as a segmentation, a dose grid or a report.
+
+    Attributes
+    ----------
+    kind
+        Its modality, such as ``"SEG"``.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class ExtraError(OneShotError, ImportError):
     """An optional package that is not installed."""
 

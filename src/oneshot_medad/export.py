@@ -141,5 +141,4 @@ def _nifti(predictions: Predictions, i: int, path: Path) -> None:
 def _dicom(predictions: Predictions, i: int, path: Path, number: int) -> None:
     from oneshot_medad.capture import write_capture
 
-    source = file_of(predictions.sources[i]) if predictions.sources else None
-    write_capture(predictions, i, source, path, number)
+    write_capture(predictions, i, predictions.sources[i] if predictions.sources else None, path, number)

@@ -59,6 +59,9 @@ class Predictions:
         (N,) cosine in [-1, 1] between what kind of image each is and what kind the detector was fitted on.
     least_similarity
         Below it an image is not judged; None judges all.
+    left_out
+        How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
+        picture, folders that were not searched.
     """
 
     scores: np.ndarray
@@ -74,6 +77,7 @@ class Predictions:
     uncertain_from: float | None = None
     similarities: np.ndarray | None = None
     least_similarity: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.

@@ -16,6 +16,7 @@ from oneshot_medad._names import printable, written
 from oneshot_medad.calibration import RULES, finest_rate, promises, shown
 from oneshot_medad.errors import ImageError
 from oneshot_medad.evaluation import MEASURES
+from oneshot_medad.images.folders import said
 from oneshot_medad.images.read import BLANK
 from oneshot_medad.visualize import colours, image_again, picture, strength
 
@@ -56,6 +57,7 @@ def write_report(predictions: Predictions, path: Path, title: str | None = None)
         calibrated=predictions.normal_scores is not None,
         n_calibration=0 if predictions.normal_scores is None else len(predictions.normal_scores),
         finest=None if predictions.normal_scores is None else finest_rate(len(predictions.normal_scores)),
+        left_out=said(predictions.left_out),
         gradient=", ".join(f"rgb({r} {g} {b})" for r, g, b in scale),
     )
     path.write_text(text, encoding="utf-8")

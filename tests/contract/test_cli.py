@@ -70,7 +70,7 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     assert run(monkeypatch, *arguments) == 0
     assert json.loads(capsys.readouterr().out) | {"flagged": 0, "normal": 8} == {
         "images": 8, "flagged": 0, "uncertain": 0, "normal": 8, "cannot_judge": 0, "blank": 0, "failed": 0,
-        "table": str(out / "scores.csv"),
+        "left_out": {}, "table": str(out / "scores.csv"),
     }  # fmt: skip
     whole = (out / "scores.csv").read_text()
     rows = list(csv.DictReader(whole.splitlines()))
@@ -156,6 +156,43 @@ def test_calibrate(fitted, scans, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["threshold_rule"] == "labels"
     assert run(monkeypatch, "calibrate", "clinic/brain", scans / "normal") == 1
     assert "--out" in capsys.readouterr().err
+
+
+def test_folders_are_searched_and_what_is_passed_over_is_counted(small, scans, monkeypatch, capsys):
+    from dicom_files import write_dicom
+
+    from oneshot_medad import config
+
+    monkeypatch.setitem(config.RECIPES, "default", small)
+    deep = scans / "normal" / "deep"
+    deep.mkdir()
+    (scans / "normal" / "notes.txt").write_text("no image")
+    (scans / "support.png").rename(deep / "support.png")
+    write_dicom(
+        scans / "normal" / "seg", np.eye(8, dtype=np.uint8), SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG"
+    )
+    detector = scans / "detector"
+    assert run(monkeypatch, "fit", deep.parent, "--out", detector) == 0
+    beside = "2 left out (.txt 1, folder 1), 1 skipped, no picture (SEG)"
+    assert f"Fitted on 4 image(s), {beside}: " in capsys.readouterr().out
+    assert run(monkeypatch, "predict", detector, scans / "normal", "--out", scans / "out") == 0
+    assert f" not readable, {beside}: " in capsys.readouterr().out
+    for arguments in (
+        ["predict", detector, scans / "normal", "--out", scans / "all"],
+        ["report", detector, scans / "normal", "--out", scans / "all"],
+        ["fit", scans / "normal", "--out", scans / "other"],
+        ["calibrate", detector, scans / "normal", "--target-fpr", 0.5, "--out", scans / "calibrated"],
+        ["evaluate", detector, "--normal", scans / "normal", "--abnormal", scans / "abnormal"],
+    ):
+        assert run(monkeypatch, *arguments, "--recursive", "--json") == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["left_out"] == {".txt": 1, "SEG": 1}
+        assert said.get("images", said.get("n_support", said.get("n_normal"))) == 5
+    (deep / "support.png").rename(scans / "support.png")
+    for file in (scans / "normal").glob("*.png"):
+        file.rename(deep / file.name)
+    assert run(monkeypatch, "predict", detector, scans / "normal", "--out", scans / "none") == 1
+    assert "--recursive" in capsys.readouterr().err
 
 
 def test_what_goes_wrong_ends_in_one_line(fitted, scans, monkeypatch, capsys):

@@ -196,7 +196,7 @@ def test_files_are_known_by_suffix_or_by_content(tmp_path):
     [
         ("MR_truncated.dcm", "less than expected"),
         ("no_meta.dcm", "DICM"),
-        ("test-SR.dcm", "without pixels .Comprehensive SR Storage"),
+        ("test-SR.dcm", "without a picture .SR, Comprehensive SR Storage"),
         ("JPEG-lossy.dcm", "Unable to decode"),
     ],
 )
@@ -210,7 +210,7 @@ def test_files_that_cannot_be_read(name, message):
 
 def test_too_many_pixels_are_refused(dicom, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
-    with pytest.raises(ImageFileError, match="2 x 3 pixels; wanted at most 5"):
+    with pytest.raises(ImageFileError, match="2 x 3 = 6 pixels; wanted at most 5"):
         read_image(dicom())
     with pytest.raises(ImageFileError, match="claims to hold 999999"):
         slices(dicom(NumberOfFrames=999999, Rows=1))

@@ -206,10 +206,10 @@ def test_infinite_voxels_are_refused(tmp_path):
 
 @pytest.fixture
 def head(tmp_path, sample):
-    """Two slices with content between two empty ones, in 8 bits, 1.5 x 2 mm wide."""
+    """Two slices with content between two empty ones, in 8 bits, 1.5 mm wide."""
     planes = np.stack([np.zeros_like(sample.support), *sample.images[:2], np.zeros_like(sample.support)])
     volume = planes.transpose(2, 1, 0)[::-1, ::-1]  # so that slices look like the images
-    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.5, 2, 3, 1])), tmp_path / "head.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.5, 1.5, 3, 1])), tmp_path / "head.nii.gz")
     return tmp_path / "head.nii.gz"
 
 
@@ -221,7 +221,7 @@ def test_a_volume_is_predicted_whole(fitted, sample, head):
     assert np.isnan(predictions.scores[[0, 3]]).all()
     assert predictions.reasons == ["blank slice", "", "", "blank slice"]
     assert predictions.names[1] == f"{head}[axial 1]"
-    assert predictions.spacings[1] == (2.0, 1.5)
+    assert predictions.spacings[1] == (1.5, 1.5)
     assert np.array_equal(predictions.image(1)[..., 0], sample.images[0])
     (volume,) = predictions.volumes()
     assert volume.name == str(head)

@@ -1,7 +1,6 @@
 import gzip
 import io
 import re
-import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -74,37 +73,6 @@ def test_sixteen_bit_files_keep_all_their_bits(tmp_path):
         torch.testing.assert_close(pixels, torch.from_numpy(deep.astype(np.float32) / 65535))
 
 
-def _tiff(path, rows, bits, sample_format):
-    """A TIFF of one strip with so many bits a pixel, which Pillow reads but does not write."""
-    data = b"".join(
-        int("".join(f"{v % 2**bits:0{bits}b}" for v in row), 2).to_bytes(len(row) * bits // 8, "big") for row in rows
-    )
-    tags = [(256, len(rows[0])), (257, len(rows)), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1)]
-    tags += [(278, len(rows)), (279, len(data)), (339, sample_format)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    path.write_bytes(
-        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
-    )
-
-
-def test_twelve_bit_tiff_files_span_twelve_bits(tmp_path):
-    deep = RNG.integers(0, 4096, (20, 30))
-    _tiff(tmp_path / "deep.tif", deep.tolist(), 12, 1)
-    expected = torch.from_numpy((deep / 4095).astype(np.float32))
-    for road in (tmp_path / "deep.tif", Image.open(tmp_path / "deep.tif")):
-        torch.testing.assert_close(read_image(road).pixels[0], expected)
-        torch.testing.assert_close(read_image(road, intensity_range=(0, 8190)).pixels[0], expected / 2)
-
-
-def test_signed_bytes_of_tiff_files_keep_their_sign(tmp_path):
-    signed = RNG.integers(-100, 100, (20, 30))
-    _tiff(tmp_path / "signed.tif", signed.tolist(), 8, 2)
-    with pytest.raises(ImageTypeError, match="int8"):
-        read_image(tmp_path / "signed.tif")
-    pixels = read_image(tmp_path / "signed.tif", intensity_range=(-128, 127)).pixels[0]
-    torch.testing.assert_close(pixels, torch.from_numpy((signed + 128) / 255).float())
-
-
 def test_every_mode_of_pillow_is_read():
     colour = Image.fromarray(COLOUR)
     modes = [colour.convert(mode) for mode in ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"]]
@@ -162,7 +130,7 @@ def check(error, message, action):
         (42, ImageTypeError, "Got int"),
         ({"a": 1}, ImageTypeError, "Got dict"),
         (np.zeros((2, 2, 2, 2, 2)), ImageError, "shape"),
-        (np.zeros((20, 30, 4)), ImageError, "alpha"),
+        (np.zeros((20, 30, 4, 5)), ImageError, "shape"),
         (torch.zeros(5, 20, 30), ImageError, "shape"),
     ],
 )
@@ -262,7 +230,7 @@ def test_content_decides_not_the_suffix(tmp_path):
     write_dicom(tmp_path / "d.png", GREY)
     torch.testing.assert_close(read_image(tmp_path / "d.png").pixels[0], torch.from_numpy(GREY) / 255)
     Image.fromarray(GREY).save(tmp_path / "x.dcm", "PNG")
-    check(ImageFileError, "DICM", lambda: read_image(tmp_path / "x.dcm"))
+    torch.testing.assert_close(read_image(tmp_path / "x.dcm").pixels[0], torch.from_numpy(GREY) / 255)
     Image.fromarray(GREY).save(tmp_path / "x.png", "PPM")  # a format that is not on the list stays closed
     check(ImageFileError, "no image of a known format", lambda: read_image(tmp_path / "x.png"))
 

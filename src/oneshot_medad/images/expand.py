@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,30 +14,58 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from oneshot_medad.errors import ImageError, ImageFileError, ImageTypeError
-from oneshot_medad.images.files import SUFFIXES, File, Member, Slice, images_in
+from oneshot_medad.errors import ImageError, ImageFileError, ImageTypeError, NoPictureError
+from oneshot_medad.images.files import File, Member, Slice
+from oneshot_medad.images.folders import FOLDER, Search, images_in, is_image, is_index, said
+from oneshot_medad.images.kinds import READ
 from oneshot_medad.images.open import open_stack, reading
 
-SINGLE = (".png", ".jpg", ".jpeg", ".bmp")
+SINGLE = (".png", ".jpg", ".jpeg", ".jfif", ".bmp")
 """Files that are not opened to count what they hold."""
 MAX_SLICES = 100_000
 _ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal|frame) (\d+)\]", re.DOTALL)
+_WANTED = "a path, a PIL image, a NumPy array, a torch tensor or a list of them"
+_WAYS = {
+    "pydicom": "its file",
+    "nibabel": "its file",
+    "SimpleITK": "the file that it came from, or one that it is written to",
+    "itk": "the file that it came from, or one that it is written to",
+    "pandas": "one of its columns: list(table['path'])",
+}
+"""What to pass in place of the objects of other packages that are no images to NumPy."""
 
 
-def expand(images: Any) -> list[Any]:
+class Sources(list[Any]):
+    """What `expand` returns: one entry per image.
+
+    Attributes
+    ----------
+    left_out
+        How many files in the folders, archives and patterns were passed over, by kind: suffixes, modalities of DICOM
+        objects without a picture, folders that were not searched. Hidden files do not count.
+    """
+
+    left_out: Counter[str]
+
+
+def expand(images: Any, *, recursive: bool = False) -> Sources:
     """Turn every accepted input into a list with one entry per image; no pixels are read yet.
 
     Parameters
     ----------
     images
-        A path of an image, volume, zip archive or folder, or a glob pattern; a `Slice`; a PIL image; a NumPy array
-        (H, W), (H, W, 3), (N, H, W) or (N, H, W, 3); a torch tensor (H, W), (C, H, W) or (N, C, H, W) with C of 1 or 3;
-        or an iterable of these.
+        A path of an image, volume, zip archive or folder, or a glob pattern (``**`` stands for folders at any depth); a
+        `Slice`; a PIL image; a NumPy array (H, W), (H, W, C), (N, H, W) or (N, H, W, C), or one of paths; a torch
+        tensor (H, W), (C, H, W) or (N, C, H, W); or an iterable of these. C is 1, 3, or 4 with opacity.
+    recursive
+        Search folders to any depth. A folder with a DICOMDIR always is, for DICOM files.
 
     Returns
     -------
     Volumes, multi-frame DICOM files, TIFF files of several pages and animations give one `Slice` for each of theirs; a
-    file that cannot be opened stays as it is, so that reading it says why.
+    file that cannot be opened stays as it is, so that reading it says why. In folders, archives and patterns, files of
+    other kinds and DICOM objects without a picture (segmentations, dose grids, presentation states, reports) are left
+    out and counted in ``left_out``.
 
     Raises
     ------
@@ -48,9 +78,13 @@ def expand(images: Any) -> list[Any]:
     ExtraError
         DICOM files without pydicom.
     """
-    found = list(_expand(images))
+    search = Search(recursive)
+    if isinstance(images, Sources):
+        search.left_out.update(images.left_out)
+    found = Sources(_expand(images, search))
     if not found:
         raise ImageError(f"Got no images ({type(images).__name__} of length 0); wanted at least one.")
+    found.left_out = search.left_out
     return found
 
 
@@ -62,7 +96,8 @@ def slices(path: str | File, axis: str | None = None, indices: Iterable[int] | N
     path
         A NIfTI volume or another file that holds several images, also inside an archive.
     axis
-        ``"axial"``, ``"coronal"`` or ``"sagittal"`` of a volume, ``"frame"`` of other files. None takes axial or frame.
+        ``"axial"``, ``"coronal"`` or ``"sagittal"`` of a volume, ``"frame"`` of other files. None takes the axis across
+        which a volume was acquired, where its shape or voxels show one, else axial.
     indices
         Positions along the axis from 0, in volumes counted from inferior, posterior or left; None takes all.
 
@@ -108,78 +143,132 @@ def check_position(axes: dict[str, int], axis: str, index: int = 0) -> int:
     return axes[axis]
 
 
-def _expand(images: Any) -> Iterator[Any]:
-    if isinstance(images, (str, Path)):
-        yield from _expand_path(str(images))
+def _expand(images: Any, search: Search) -> Iterator[Any]:
+    package = type(images).__module__.split(".")[0]
+    if isinstance(images, (str, os.PathLike)):
+        yield from _expand_path(os.fsdecode(images), search)
     elif isinstance(images, (PILImage.Image, Slice, Member)):
         yield images
-    elif isinstance(images, np.ndarray):
-        yield from _expand_array(images)
     elif isinstance(images, torch.Tensor):
-        shape = tuple(images.shape)
-        if images.ndim == 2 or (images.ndim == 3 and shape[0] in (1, 3)):
-            yield images
-        elif images.ndim == 4 and shape[1] in (1, 3):
-            yield from images
-        else:
-            raise ImageError(
-                f"Got a tensor of shape {shape}; wanted (H, W), (C, H, W) or (N, C, H, W) with C of 1 or 3."
-            )
-    elif isinstance(images, Iterable) and not isinstance(images, (bytes, dict)):
-        for image in images:
-            yield from _expand(image)
-    else:
+        yield from _expand_tensor(images)
+    elif hasattr(images, "read") or isinstance(images, (bytes, bytearray, memoryview)):
         raise ImageTypeError(
-            f"Got {type(images).__name__}; wanted a path, a PIL image, a NumPy array, a torch tensor or a list of them."
+            f"Got {type(images).__name__}; wanted {_WANTED}. Pass the file, or PIL.Image.open(...) of what it holds."
+        )
+    elif package in _WAYS and not _is_column(images):
+        raise ImageTypeError(f"Got {type(images).__name__}; wanted {_WANTED}. Pass {_WAYS[package]}.")
+    elif hasattr(images, "__array__"):
+        with reading(f"an object of type {type(images).__name__}"):
+            array = np.asanyarray(images)
+        yield from _expand_array(array, search)
+    elif isinstance(images, Iterable) and not isinstance(images, dict):
+        for image in images:
+            yield from _expand(image, search)
+    else:
+        raise ImageTypeError(f"Got {type(images).__name__}; wanted {_WANTED}.")
+
+
+def _is_column(table: Any) -> bool:
+    """Whether an object of pandas has one dimension."""
+    return getattr(table, "ndim", None) == 1
+
+
+def _expand_tensor(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    shape = tuple(images.shape)
+    if images.ndim == 2 or (images.ndim == 3 and shape[0] in (1, 3, 4)):
+        yield images
+    elif images.ndim == 4 and shape[1] in (1, 3, 4):
+        yield from images
+    else:
+        raise ImageError(
+            f"Got a tensor of shape {shape}; wanted (H, W), (C, H, W) or (N, C, H, W) with C of 1, 3 or 4 (opacity)."
         )
 
 
-def _expand_array(images: np.ndarray) -> Iterator[np.ndarray]:
-    colour = images.ndim >= 3 and images.shape[-1] in (1, 3)
-    if images.ndim >= 3 and images.shape[-1] in (2, 4):
-        raise ImageError(f"Got an array of shape {images.shape}, wanted 1 or 3 channels. Drop the alpha channel.")
+def _expand_array(images: np.ndarray, search: Search) -> Iterator[Any]:
+    if images.dtype.kind in "OUS":  # paths or images, as a table's column holds them
+        for image in images.ravel().tolist():
+            yield from _expand(os.fsdecode(image) if isinstance(image, bytes) else image, search)
+        return
+    colour = images.ndim >= 3 and images.shape[-1] in (1, 3, 4)
     if images.ndim == 2 or (images.ndim == 3 and colour):
         yield images
     elif images.ndim == 3 or (images.ndim == 4 and colour):
         yield from images
     else:
-        raise ImageError(f"Got an array of shape {images.shape}; wanted (H, W), (H, W, 3), (N, H, W) or (N, H, W, 3).")
+        raise ImageError(
+            f"Got an array of shape {images.shape}; wanted (H, W), (H, W, C), (N, H, W) or (N, H, W, C) with C of 1, "
+            "3 or 4 (opacity)."
+        )
 
 
-def _expand_path(text: str) -> Iterator[File | Slice]:
+def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
     path = Path(text)
-    archive = path.suffix.lower() == ".zip" and path.is_file()
-    if path.is_dir() or archive:
-        try:
-            files = list(images_in(path))
-        except Exception:
-            if not archive:
-                raise
-            yield path  # a damaged archive: reading it says so
-            return
-        if not files:
-            where = "archive" if archive else "folder"
-            raise ImageFileError(f"Got {where} {text!r} without image files; wanted some of {', '.join(SUFFIXES)}.")
-        for file in files:
-            yield from _parts(file)
+    if is_index(path) and path.is_file():
+        path = path.parent
+    if _holds_files(path):
+        where = "folder" if path.is_dir() else "archive"
+        yield from _whole(_files_in(path, search), search, f"Got {where} {str(path)!r} without image files")
     elif not path.exists() and isinstance(source := source_of(text), Slice):
         yield source
     elif not path.exists() and glob.has_magic(text):
-        matches = sorted(glob.glob(text))
+        there = next(parent for parent in path.parents if parent.exists())  # its brackets are no pattern
+        pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))  # noqa: PTH118
+        matches = sorted(set(map(Path, glob.glob(pattern, recursive=True))))
         if not matches:
             raise ImageFileError(f"Got pattern {text!r}, which matches no file.")
-        for match in matches:
-            yield from _expand_path(match)
+        files = [file for match in matches for file in _matched(match, text.endswith("**"), search)]
+        yield from _whole(files, search, f"Got pattern {text!r}, which matches no image file")
     else:
         yield from _parts(path)
 
 
-def _parts(file: File) -> Iterator[File | Slice]:
+def _holds_files(path: Path) -> bool:
+    return path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file())
+
+
+def _files_in(path: Path, search: Search) -> list[File]:
+    try:
+        with reading(path):
+            return images_in(path, search)
+    except ImageFileError:
+        if path.is_dir():
+            raise
+        return [path]  # a damaged archive: reading it says so
+
+
+def _matched(path: Path, all_below: bool, search: Search) -> list[File]:
+    """The images of one match of a pattern; what lies in folders is matched by itself if the pattern takes all."""
+    if _holds_files(path):
+        return [] if all_below and path.is_dir() else _files_in(path, search)
+    return [path] if not is_index(path) and is_image(path, search) else []
+
+
+def _whole(files: list[File], search: Search, nothing: str) -> Iterator[File | Slice]:
+    """The parts of all files; an error that begins with ``nothing`` if there are none."""
+    count = 0
+    for file in files:
+        for part in _parts(file, search):
+            count += 1
+            yield part
+    if not count:
+        beside = f" Beside them: {said(search.left_out)}." if search.left_out else ""
+        way = " Pass recursive=True (--recursive) to search the folders below." if search.left_out[FOLDER] else ""
+        raise ImageFileError(f"{nothing}; wanted {READ}.{beside}{way}")
+
+
+def _parts(file: File, search: Search | None = None) -> Iterator[File | Slice]:
+    """The slices of a file, or the file itself; what is no picture is counted where ``search`` found it."""
     if str(file).lower().endswith(SINGLE):
         yield file
         return
     try:
         found = _slices(file)
+    except NoPictureError as error:
+        if search is None:
+            yield file
+        else:
+            search.left_out[error.kind] += 1
     except ImageError:
         yield file
     else:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from gzip import GzipFile
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 from zipfile import ZipFile
 
 from oneshot_medad._threads import last_of_thread
 from oneshot_medad.errors import ImageFileError
 
-RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-DICOM = (".dcm", ".dicom", ".ima")
-NIFTI = (".nii", ".nii.gz")
-SUFFIXES = (*RASTER, *DICOM, *NIFTI)
 MAX_MEMBER = 2**31
-"""Bytes that one member of an archive may unpack to."""
+"""Bytes that a member of an archive, or a file inside gzip, may unpack to."""
+GZIP = b"\x1f\x8b"
+CHUNK = 2**24
 
 
 @dataclass(frozen=True)
@@ -64,54 +64,59 @@ class Slice:
 
 
 def content(file: File, count: int = -1) -> bytes:
-    """The bytes of a file, or its first ``count``."""
+    """The bytes of a file, or its first ``count``; what lies inside gzip is unpacked, whatever the file is called."""
+    with _stream(file) as stream:
+        if not _packed(stream):
+            return stream.read(count)
+        with GzipFile(fileobj=stream) as unpacked:
+            if count >= 0:
+                return unpacked.read(count)
+            chunks: list[bytes] = []
+            while chunk := unpacked.read(CHUNK):
+                chunks.append(chunk)
+                _check_unpacked(sum(map(len, chunks)))
+            return b"".join(chunks)
+
+
+def packed(file: File) -> bool:
+    """Whether a file is gzip, by its content."""
+    with _stream(file) as stream:
+        return _packed(stream)
+
+
+def beside(file: File, name: str) -> File:
+    """The file called ``name`` in the same folder."""
+    if isinstance(file, Path):
+        return file.with_name(name)
+    return Member(file.archive, file.name[: -len(Path(file.name).name)] + name)
+
+
+@contextmanager
+def _stream(file: File) -> Iterator[IO[bytes]]:
     if isinstance(file, Path):
         with file.open("rb") as stream:
-            return stream.read(count)
+            yield stream
+        return
     archive = _archive(file.archive)
-    size = archive.getinfo(file.name).file_size
-    if size > MAX_MEMBER:
-        raise ImageFileError(f"Got {size} bytes; wanted at most {MAX_MEMBER} inside an archive. Unpack it first.")
+    _check_unpacked(archive.getinfo(file.name).file_size)
     with archive.open(file.name) as stream:
-        return stream.read(count)
+        yield stream
 
 
-def kind(file: File) -> str:
-    """``"dicom"``, ``"nifti"``, ``"zip"`` or ``"raster"``: by suffix, and by DICOM's magic whatever the suffix."""
-    name = str(file).lower()
-    if name.endswith(".zip"):
-        return "zip"
-    if name.endswith(NIFTI):
-        return "nifti"
-    return "dicom" if name.endswith(DICOM) or is_dicom(file) else "raster"
+def _packed(stream: IO[bytes]) -> bool:
+    found = stream.read(2) == GZIP
+    stream.seek(0)
+    return found
 
 
-def images_in(folder: Path) -> Iterator[File]:
-    """The images directly in a folder, or anywhere in a zip archive, in sorted order."""
-    if folder.is_dir():
-        yield from (path for path in sorted(folder.iterdir()) if path.is_file() and _is_image(path))
-    else:
-        names = sorted({info.filename for info in _archive(folder).infolist() if not info.is_dir()})
-        yield from (member for name in names if _is_image(member := Member(folder, name)))
+def _check_unpacked(size: int) -> None:
+    if size > MAX_MEMBER:
+        raise ImageFileError(f"Got {size} bytes; wanted at most {MAX_MEMBER} from what is compressed. Unpack it first.")
 
 
-def _is_image(file: File) -> bool:
-    name = Path(file.name).name
-    if name.startswith(".") or name == "DICOMDIR":  # a DICOMDIR lists the files beside it and holds no pixels
-        return False
-    return name.lower().endswith(SUFFIXES) or _may_be_dicom(file)
-
-
-def _may_be_dicom(file: File) -> bool:
-    try:
-        return is_dicom(file)
-    except Exception:  # encrypted or damaged: reading it as an image will say so
-        return True
-
-
-def is_dicom(file: File) -> bool:
-    """Whether a file has the magic of DICOM, which stands after 128 bytes."""
-    return content(file, 132)[128:] == b"DICM"
+def names_in(archive: Path) -> list[str]:
+    """Names of the files in a zip archive, sorted."""
+    return sorted({info.filename for info in _archive(archive).infolist() if not info.is_dir()})
 
 
 def _archive(path: Path) -> ZipFile:

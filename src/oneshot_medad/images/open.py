@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from oneshot_medad._threads import last_of_thread
 from oneshot_medad.errors import ImageError, ImageFileError, OneShotError
-from oneshot_medad.images.files import SUFFIXES, File, Member, images_in, kind
+from oneshot_medad.images.files import File, Member
+from oneshot_medad.images.folders import Search, images_in
+from oneshot_medad.images.kinds import READ, kind, unknown
+from oneshot_medad.images.quiet import quiet
 from oneshot_medad.images.stack import Stack
 
 MAX_REASON = 500
@@ -29,7 +31,7 @@ def open_stack(file: File) -> Stack:
     path = file.archive if isinstance(file, Member) else file
     with reading(file):
         if not path.is_file():
-            raise ImageFileError(f"Got no file; wanted an image ({', '.join(SUFFIXES)}) or a zip archive of them.")
+            raise ImageFileError(f"Got no file; wanted {READ}.")
         status = path.stat()
         return _opened(file, status.st_ino, status.st_mtime_ns, status.st_size)
 
@@ -38,7 +40,9 @@ def open_stack(file: File) -> Stack:
 def _opened(file: File, *version: int) -> Stack:
     what = kind(file)
     if what == "zip":
-        count = len(list(images_in(Path(str(file)))))
+        if isinstance(file, Member):
+            raise ImageFileError("Got an archive inside an archive; wanted images. Unpack it first.")
+        count = len(images_in(file, Search()))
         raise ImageFileError(f"Got an archive of {count} image files; wanted one image. Pass the archive to predict.")
     if what == "dicom":
         from oneshot_medad.images.dicom import Dicom
@@ -48,18 +52,31 @@ def _opened(file: File, *version: int) -> Stack:
         from oneshot_medad.images.nifti import Nifti
 
         return Nifti(file)
-    from oneshot_medad.images.raster import Raster
+    if what == "analyze":
+        raise ImageFileError(
+            "Got a header of ANALYZE 7.5, which does not tell left from right; wanted NIfTI. Convert the "
+            "scanner's own files, for example with dcm2niix."
+        )
+    if what == "tiff":
+        from oneshot_medad.images.tiff import Tiff
 
-    return Raster(file)
+        return Tiff(file)
+    if what == "raster":
+        from oneshot_medad.images.raster import Raster
+
+        return Raster(file)
+    raise ImageFileError(unknown(file))
 
 
 @contextmanager
 def reading(source: Any) -> Iterator[None]:
     """Name the source in every error; what a decoder raises, whatever that is, becomes an `ImageFileError`."""
     try:
-        yield
+        with quiet():
+            yield
     except ImageError as error:
-        raise type(error)(f"{source}: {_plain(error)}") from error
+        error.args = (f"{source}: {_plain(error)}",)
+        raise
     except (OneShotError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of a decoder written in Rust is no Exception

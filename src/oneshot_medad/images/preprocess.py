@@ -6,23 +6,27 @@ import torch
 import torch.nn.functional as F
 
 
-def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(H, W) after scaling the longer edge to ``side``, at least 1."""
-    scale = side / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def fitted_size(size: tuple[int, int], side: int, aspect: float = 1.0) -> tuple[int, int]:
+    """(H, W) after scaling the longer edge to ``side``, at least 1.
+
+    ``aspect`` is the height of a pixel divided by its width: edges are as long as they are in the patient.
+    """
+    height, width = size[0] * aspect, size[1]
+    scale = side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def to_field(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """(3, H, W) → (3, side, side): aspect ratio kept, centred, the rest zero."""
-    h, w = fitted_size((pixels.shape[-2], pixels.shape[-1]), side)
+def to_field(pixels: torch.Tensor, side: int, aspect: float = 1.0) -> torch.Tensor:
+    """(3, H, W) → (3, side, side): in true proportions, centred, the rest zero."""
+    h, w = fitted_size((pixels.shape[-2], pixels.shape[-1]), side, aspect)
     x = F.interpolate(pixels[None], (h, w), mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
     top, left = (side - h) // 2, (side - w) // 2
     return F.pad(x, (left, side - w - left, top, side - h - top))
 
 
-def from_field(heatmaps: torch.Tensor, side: int, size: tuple[int, int]) -> torch.Tensor:
+def from_field(heatmaps: torch.Tensor, side: int, size: tuple[int, int], aspect: float = 1.0) -> torch.Tensor:
     """(h, w) map of the whole field → (H, W) on the grid of an image of ``size``: the inverse of `to_field`."""
-    h, w = fitted_size(size, side)
+    h, w = fitted_size(size, side, aspect)
     top, left = (side - h) // 2, (side - w) // 2
     field = F.interpolate(heatmaps[None, None], (side, side), mode="bilinear", align_corners=False)
     inner = field[..., top : top + h, left : left + w]

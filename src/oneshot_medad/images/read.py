@@ -16,8 +16,8 @@ from oneshot_medad.images.expand import expand as expand
 from oneshot_medad.images.expand import name_of as name_of
 from oneshot_medad.images.files import File, Slice
 from oneshot_medad.images.open import open_stack, reading
-from oneshot_medad.images.raster import from_pil
-from oneshot_medad.images.stack import Pixels, Window
+from oneshot_medad.images.raster import check_alone, from_pil
+from oneshot_medad.images.stack import Pixels, Window, see_through
 
 BLANK = "blank slice"
 """Reason given for a slice of a volume that holds nothing to score."""
@@ -31,16 +31,19 @@ class MedicalImage:
     Attributes
     ----------
     pixels
-        (3, H, W); grey images repeat their one channel.
+        (3, H, W); grey images repeat their one channel. What is transparent lies over black.
     name
         The file's path, or the position in the input.
     spacing
         Height and width of a pixel in millimetres; None if the source does not say.
+    aspect
+        Height of a pixel divided by its width; 1 if the source does not say.
     """
 
     pixels: torch.Tensor
     name: str
     spacing: tuple[float, float] | None = None
+    aspect: float = 1.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,20 +90,20 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     place = source_of(source)
     if place is not None:
         name = str(place)
-        array, intensity_range, spacing = _read_place(place, intensity_range)
-        return MedicalImage(_to_tensor(array, name, intensity_range), name, spacing)
-    if isinstance(source, PILImage.Image):
+        found = _read_place(place, intensity_range)
+    elif isinstance(source, PILImage.Image):
         with reading(name):
-            array, stated = from_pil(source)
-        intensity_range = intensity_range or stated
+            check_alone(source)
+            found = from_pil(source, intensity_range)
     elif isinstance(source, torch.Tensor):
         with reading(name):
-            tensor = source.detach().cpu()
-            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+            found = _of_array(_array_of(source), intensity_range)
     else:
-        array = np.asarray(source)
-    return MedicalImage(_to_tensor(array, name, intensity_range), name)
+        mask = getattr(source, "mask", None)
+        if mask is not None and np.any(mask):
+            raise ImageError(f"Got {name} with masked pixels; wanted all of them. Fill them first: image.filled(0).")
+        found = _of_array(np.asarray(source), intensity_range)
+    return MedicalImage(_to_tensor(found, name), name, found.spacing, found.aspect)
 
 
 def _read_place(place: File | Slice, window: Window) -> Pixels:
@@ -113,16 +116,45 @@ def _read_place(place: File | Slice, window: Window) -> Pixels:
         return stack.read(axis, index, window)
 
 
-def _to_tensor(array: np.ndarray, name: str, intensity_range: tuple[float, float] | None) -> torch.Tensor:
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
+def _array_of(tensor: torch.Tensor) -> np.ndarray:
+    """(H, W) or (H, W, C) of a tensor (H, W) or (C, H, W)."""
+    if hasattr(tensor, "get_mask"):
+        raise ImageError("Got a masked tensor; wanted a plain one. Fill it first: tensor.to_tensor(0).")
+    tensor = tensor.detach().cpu()
+    array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+
+
+def _of_array(array: np.ndarray, window: Window) -> Pixels:
+    values, opacity = see_through(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
+    return Pixels(values, window, opacity)
+
+
+def _to_tensor(found: Pixels, name: str) -> torch.Tensor:
+    array = found.values
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or array.size == 0:
-        raise ImageError(f"Got {name} of shape {array.shape}; wanted (H, W) or (H, W, 3) pixels, at least one.")
+        raise ImageError(
+            f"Got {name} of shape {array.shape}; wanted (H, W), (H, W, 3) or (H, W, 4) pixels, at least one."
+        )
     if array.dtype.kind not in "buif":
         raise ImageTypeError(f"Got {name} with pixels of type {array.dtype}; wanted real numbers.")
+    pixels = _scaled(array, name, found.window or _range(array, name))
+    if found.inverted:
+        pixels = 1 - pixels
+    if found.opacity is not None:
+        pixels = pixels * _scaled(found.opacity, f"{name}'s opacity", (0.0, 1.0))
+    if pixels.max() - pixels.min() < 1e-6:
+        what = f"{array.flat[0]:g} everywhere" if found.opacity is None else "once it lies over black"
+        raise BlankImageError(f"Got {name}, which is constant ({what}); wanted an image with content.")
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).clamp(0, 1)
+    return tensor.expand(3, -1, -1) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+
+
+def _scaled(array: np.ndarray, name: str, window: tuple[float, float]) -> np.ndarray:
+    """Float32 in [0, 1]."""
+    low, high = window
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ImageError(f"Got {name} with NaN or infinite pixels; wanted finite ones. Fill or mask them first.")
-    low, high = _range(array, name, intensity_range)
     exact = np.result_type(array.dtype, np.float32)  # 32 and 64 bits are shifted before they lose any
     pixels = ((array.astype(exact) - exact.type(low)) / exact.type(high - low)).astype(np.float32)
     if pixels.min() < -1e-4 or pixels.max() > 1 + 1e-4:
@@ -130,17 +162,10 @@ def _to_tensor(array: np.ndarray, name: str, intensity_range: tuple[float, float
             f"Got {name} with values from {array.min():g} to {array.max():g}; wanted {low:g} to {high:g}. "
             "Pass intensity_range=(low, high) that covers them."
         )
-    if pixels.max() - pixels.min() < 1e-6:
-        raise BlankImageError(
-            f"Got {name}, which is constant ({array.flat[0]:g} everywhere); wanted an image with content."
-        )
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).clamp(0, 1)
-    return tensor.expand(3, -1, -1) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+    return pixels
 
 
-def _range(array: np.ndarray, name: str, intensity_range: tuple[float, float] | None) -> tuple[float, float]:
-    if intensity_range is not None:
-        return float(intensity_range[0]), float(intensity_range[1])
+def _range(array: np.ndarray, name: str) -> tuple[float, float]:
     if array.dtype.kind == "f":
         return 0.0, 1.0
     if array.dtype.name not in _RANGES:

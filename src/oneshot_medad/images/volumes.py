@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from oneshot_medad.errors import ConfigError
-from oneshot_medad.images.files import NIFTI, File, Slice
+from oneshot_medad.images.files import File, Slice
+from oneshot_medad.images.kinds import NIFTI
 from oneshot_medad.images.open import open_stack
 
 TOP = 3
@@ -31,7 +32,7 @@ class Volume:
     heatmap
         (X, Y, Z) float32 on the file's own grid and orientation, on the scale of the scores; 0 where a slice has none.
     affine
-        (4, 4) of the file.
+        (4, 4) of the file, completed where it lacks the direction across a single slice.
     """
 
     name: str

@@ -10,6 +10,7 @@ import numpy as np
 from oneshot_medad._names import cell, printable, written
 from oneshot_medad.calibration import finest_rate
 from oneshot_medad.errors import ExtraError
+from oneshot_medad.images.folders import said
 from oneshot_medad.results.verdicts import CANNOT_JUDGE
 
 if TYPE_CHECKING:
@@ -91,4 +92,6 @@ def text_of(predictions: Predictions) -> str:
         lines.append(f"{row['name']:<{width}}  {score}  {p_value}{word}")
     if known is not None:
         lines.append(f"p-values: {finest_rate(len(known))}.")
+    if predictions.left_out:
+        lines.append(f"{said(predictions.left_out)}.")
     return "\n".join(lines)

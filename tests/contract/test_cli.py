@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from backbone_repos import SMALL_CLIP, SMALL_DD, clip_repo, medvae_repo, small_spec
+from PIL import Image
 
 from oneshot_medad import AnomalyDetector, cli
 from oneshot_medad.backbones import specs
@@ -177,17 +178,22 @@ def test_folders_are_searched_and_what_is_passed_over_is_counted(small, scans, m
     assert f"Fitted on 4 image(s), {beside}: " in capsys.readouterr().out
     assert run(monkeypatch, "predict", detector, scans / "normal", "--out", scans / "out") == 0
     assert f" not readable, {beside}: " in capsys.readouterr().out
+    with Image.open(deep / "support.png") as support:
+        Image.fromarray(np.fliplr(np.asarray(support))).save(scans / "mirrored.png")
+    apart = scans / "apart"  # what a detector was fitted on is refused below
+    assert run(monkeypatch, "fit", scans / "mirrored.png", "--out", apart) == 0
+    capsys.readouterr()
     for arguments in (
         ["predict", detector, scans / "normal", "--out", scans / "all"],
         ["report", detector, scans / "normal", "--out", scans / "all"],
         ["fit", scans / "normal", "--out", scans / "other"],
-        ["calibrate", detector, scans / "normal", "--target-fpr", 0.5, "--out", scans / "calibrated"],
-        ["evaluate", detector, "--normal", scans / "normal", "--abnormal", scans / "abnormal"],
+        ["calibrate", apart, scans / "normal", "--target-fpr", 0.5, "--accept-unlike", "--out", scans / "calibrated"],
+        ["evaluate", apart, "--normal", scans / "normal", "--abnormal", scans / "abnormal"],
     ):
         assert run(monkeypatch, *arguments, "--recursive", "--json") == 0
         said = json.loads(capsys.readouterr().out)
         assert said["left_out"] == {".txt": 1, "SEG": 1}
-        assert said.get("images", said.get("n_support", said.get("n_normal"))) == 5
+        assert said.get("n_normal", said.get("n_support", said.get("images"))) == 5
     (deep / "support.png").rename(scans / "support.png")
     for file in (scans / "normal").glob("*.png"):
         file.rename(deep / file.name)

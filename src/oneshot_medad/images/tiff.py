@@ -26,7 +26,7 @@ OPACITY = 2
 """What a sample beside the colours must mean to count: 0 is unspecified, 1 is opacity by which they are multiplied."""
 SLIDES = ("svs", "ndpi", "scn", "bif", "philips", "qpi", "avs")
 """Kinds of whole-slide files, whose labels and overviews are known by their place alone."""
-_ORIENTATION = 274
+_PHOTOMETRIC, _ORIENTATION = 262, 274
 
 
 class Tiff:
@@ -55,6 +55,8 @@ class Tiff:
         place = bisect_right(self._ends, index)
         page, plane = self._pages[place], index - (self._ends[place - 1] if place else 0)
         check_size(page.imagelength, page.imagewidth)
+        if _PHOTOMETRIC not in page.tags:
+            raise ImageFileError("Got a TIFF file that does not say whether black or white is zero. Save it again.")
         self._check_whole(page)
         with self._lock:
             try:

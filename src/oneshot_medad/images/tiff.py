@@ -56,7 +56,10 @@ class Tiff:
         page, plane = self._pages[place], index - (self._ends[place - 1] if place else 0)
         check_size(page.imagelength, page.imagewidth)
         if _PHOTOMETRIC not in page.tags:
-            raise ImageFileError("Got a TIFF file that does not say whether black or white is zero. Save it again.")
+            raise ImageFileError(
+                "Got a TIFF file that does not say whether black or white is zero; wanted its photometric tag. Save it "
+                "again with one."
+            )
         self._check_whole(page)
         with self._lock:
             try:
@@ -122,7 +125,9 @@ class Tiff:
 
 def _pictures(file: Any, tops: list[Any]) -> list[Any]:
     """The pages that are pictures, in the order of the file, those below a page behind it."""
-    pages = [pair for top in tops for pair in [(top, None), *((below, top) for below in top.pages or ())]]
+    pages: list[tuple[Any, Any]] = []
+    for top in tops:  # what lies below may be no picture at all, such as EXIF
+        pages += [(top, None), *((page, top) for page in top.pages or () if _PHOTOMETRIC in page.tags)]
     shown = [
         (page, parent)
         for page, parent in pages

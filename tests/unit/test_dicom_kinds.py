@@ -395,6 +395,16 @@ def test_planes_of_colour(dicom):
         ({"ImagerPixelSpacing": [0.1, 0.1], "EstimatedRadiographicMagnificationFactor": 1.8}, (0.1 / 1.8,) * 2, 1),
         ({"ImagerPixelSpacing": [0.2, 0.1], "EstimatedRadiographicMagnificationFactor": 2}, (0.1, 0.05), 2),
         ({"ImagerPixelSpacing": [0.1, 0.1], "EstimatedRadiographicMagnificationFactor": 0}, (0.1, 0.1), 1),
+        (
+            {"ImagerPixelSpacing": [0.1, 0.1], "DistanceSourceToDetector": 1500, "DistanceSourceToPatient": 1200},
+            (0.08, 0.08),
+            1,
+        ),
+        (
+            {"ImagerPixelSpacing": [0.1, 0.1], "DistanceSourceToDetector": 1500, "DistanceSourceToPatient": 0},
+            (0.1, 0.1),
+            1,
+        ),
         # the same as at the detector, and nobody says that it was corrected
         (
             {"PixelSpacing": [0.1, 0.1], "ImagerPixelSpacing": [0.1, 0.1]}

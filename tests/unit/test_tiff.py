@@ -339,6 +339,16 @@ def test_files_that_lack_something(tmp_path):
         read_image(path)
 
 
+def test_a_file_that_does_not_say_what_zero_is(tmp_path):
+    write_packed(tmp_path / "x.tif", [[0, 255], [100, 200]], 8, 1)
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    at = data.index(struct.pack("<HHI", 262, 4, 1))
+    data[at : at + 2] = struct.pack("<H", 261)
+    (tmp_path / "x.tif").write_bytes(data)
+    with pytest.raises(ImageFileError, match="black or white is zero"):
+        read_image(tmp_path / "x.tif")
+
+
 def test_pages_that_lead_back_are_read_once(tmp_path):
     path = write_pages(tmp_path / "x.tif", (FULL, {}), (OTHER, {}))
     with tifffile.TiffFile(path) as file:

@@ -241,6 +241,9 @@ def _geometry(ds: Any, frame: int) -> tuple[Spacing, float]:
     if spacing is None or (spacing == detector and not text(ds, "PixelSpacingCalibrationType")):
         spacing = detector or pair(ds, "NominalScannedPixelSpacing")
         factor = number(ds, "EstimatedRadiographicMagnificationFactor")
+        far, near = number(ds, "DistanceSourceToDetector"), number(ds, "DistanceSourceToPatient")
+        if factor is None and far and near:
+            factor = far / near
         if spacing is not None and factor is not None and factor >= 1:
             spacing = spacing[0] / factor, spacing[1] / factor
     height, width = spacing or pair(ds, "PixelAspectRatio") or (1.0, 1.0)

@@ -20,7 +20,7 @@ from oneshot_medad.images.folders import FOLDER, Search, images_in, is_image, is
 from oneshot_medad.images.kinds import READ
 from oneshot_medad.images.open import open_stack, reading
 
-SINGLE = (".png", ".jpg", ".jpeg", ".jfif", ".bmp")
+SINGLE = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp")
 """Files that are not opened to count what they hold."""
 MAX_SLICES = 100_000
 _ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal|frame) (\d+)\]", re.DOTALL)
@@ -28,6 +28,7 @@ _WANTED = "a path, a PIL image, a NumPy array, a torch tensor or a list of them"
 _WAYS = {
     "pydicom": "its file",
     "nibabel": "its file",
+    "torchio": "its file",
     "SimpleITK": "the file that it came from, or one that it is written to",
     "itk": "the file that it came from, or one that it is written to",
     "pandas": "one of its columns: list(table['path'])",

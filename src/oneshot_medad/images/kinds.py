@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from oneshot_medad.images.files import File, content
 
-RASTER = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif")
+RASTER = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif")
 TIFF = (".tif", ".tiff")
 DICOM = (".dcm", ".dicom", ".ima")
 NIFTI = (".nii", ".nii.gz")
@@ -33,23 +33,35 @@ _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _SHORT = b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
 _OTHERS = (
-    ("a NumPy file", ".npy .npz", "Pass the array itself: numpy.load(...)"),
+    ("a NumPy file", ".npy .npz", (b"\x93NUMPY",), "Pass the array itself: numpy.load(...)"),
     (
         "a volume of another format",
         ".mha .mhd .nrrd .nhdr .mgz .mgh .mnc .par .rec .head .brik .brik.gz .v .vti",
+        (b"NRRD", b"ObjectType", b"NDims", b"CDF\1"),
         "Save it as .nii.gz, for example with 3D Slicer or SimpleITK",
     ),
-    ("one half of a pair", ".img .img.gz", "Pass the .hdr beside it"),
-    ("something compressed", ".gz .bz2 .xz .zst .tar .tgz .7z .rar", "Unpack it first"),
+    ("one half of a pair", ".img .img.gz", (), "Pass the .hdr beside it"),
+    (
+        "something compressed",
+        ".gz .bz2 .xz .zst .tar .tgz .7z .rar",
+        (b"PK\3\4", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),
+        "Unpack it first",
+    ),
     (
         "a picture of another format",
         ".heic .heif .avif .jp2 .j2k .jxl .jxr .psd .svg .pdf .ppm .pgm .pbm .tga .ico .eps .exr",
+        (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"\xff\x0a", b"8BPS", b"%PDF", b"P4", b"P5", b"P6", b"<svg", b"v/1\1"),
         "Save it as PNG or TIFF",
     ),
-    ("a film", ".mp4 .avi .mov .mkv .webm .wmv .mpg .mpeg", "Save its frames as PNG"),
-    ("a container of arrays", ".mat .h5 .hdf5 .hdf .pt .pth .pkl .parquet", "Pass the pixels as a NumPy array"),
+    ("a film", ".mp4 .avi .mov .mkv .webm .wmv .mpg .mpeg", (b"\x1aE\xdf\xa3",), "Save its frames as PNG"),
+    (
+        "a container of arrays",
+        ".mat .h5 .hdf5 .hdf .pt .pth .pkl .parquet",
+        (b"\x89HDF", b"MATLAB", b"PAR1"),
+        "Pass the pixels as a NumPy array",
+    ),
 )
-"""What is not read: its name, the suffixes that it goes by, and the way to something that is read."""
+"""What is not read: its name, the suffixes that it goes by, how it begins, and the way to something that is read."""
 
 
 def kind(file: File) -> str:
@@ -57,7 +69,11 @@ def kind(file: File) -> str:
     name = str(file).lower()
     if name.endswith(".zip"):
         return "zip"
-    return _of_content(content(file, HEAD)) or next((k for k, s in _SUFFIXES_OF.items() if name.endswith(s)), "")
+    head = content(file, HEAD)
+    known = _of_content(head)
+    if known or any(head.startswith(begins) for _, _, begins, _ in _OTHERS):
+        return known
+    return next((what for what, suffixes in _SUFFIXES_OF.items() if name.endswith(suffixes)), "")
 
 
 def is_dicom(head: bytes) -> bool:
@@ -68,9 +84,10 @@ def is_dicom(head: bytes) -> bool:
 def unknown(file: File) -> str:
     """Why a file of a kind that is not read is refused, and what to do."""
     name = str(file).lower()
-    for what, suffixes, way in _OTHERS:
-        if name.endswith(tuple(suffixes.split())):
-            return f"Got {what} ({label(file)}), no image of a known format; wanted {READ}. {way}."
+    head = content(file, HEAD)
+    named = [other for other in _OTHERS if name.endswith(tuple(other[1].split()))]
+    for what, _, _, way in named or [other for other in _OTHERS if head.startswith(other[2])]:
+        return f"Got {what} ({label(file)}), no image of a known format; wanted {READ}. {way}."
     return f"Got content that is no image of a known format; wanted {READ}. Check the file."
 
 

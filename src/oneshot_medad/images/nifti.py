@@ -143,7 +143,7 @@ def _load(file: File) -> Any:
     plain = name.endswith((*NIFTI, ".hdr", ".hdr.gz")) and packed(file) == name.endswith(".gz")
     image = nibabel.load(file) if plain and not isinstance(file, Member) else _from_bytes(file)
     if not isinstance(image, nibabel.Nifti1Pair):
-        raise ImageFileError(f"Got the format {type(image).__name__}; wanted a NIfTI volume.")
+        raise ImageFileError(f"Got the format {type(image).__name__}; wanted a NIfTI volume. Save it as one.")
     return image
 
 

@@ -26,7 +26,7 @@ OPACITY = 2
 """What a sample beside the colours must mean to count: 0 is unspecified, 1 is opacity by which they are multiplied."""
 SLIDES = ("svs", "ndpi", "scn", "bif", "philips", "qpi", "avs")
 """Kinds of whole-slide files, whose labels and overviews are known by their place alone."""
-_ORIENTATION = 274
+_PHOTOMETRIC, _ORIENTATION = 262, 274
 
 
 class Tiff:
@@ -55,6 +55,11 @@ class Tiff:
         place = bisect_right(self._ends, index)
         page, plane = self._pages[place], index - (self._ends[place - 1] if place else 0)
         check_size(page.imagelength, page.imagewidth)
+        if _PHOTOMETRIC not in page.tags:
+            raise ImageFileError(
+                "Got a TIFF file that does not say whether black or white is zero; wanted its photometric tag. Save it "
+                "again with one."
+            )
         self._check_whole(page)
         with self._lock:
             try:
@@ -120,7 +125,9 @@ class Tiff:
 
 def _pictures(file: Any, tops: list[Any]) -> list[Any]:
     """The pages that are pictures, in the order of the file, those below a page behind it."""
-    pages = [pair for top in tops for pair in [(top, None), *((below, top) for below in top.pages or ())]]
+    pages: list[tuple[Any, Any]] = []
+    for top in tops:  # what lies below may be no picture at all, such as EXIF
+        pages += [(top, None), *((page, top) for page in top.pages or () if _PHOTOMETRIC in page.tags)]
     shown = [
         (page, parent)
         for page, parent in pages

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
 
 from oneshot_medad._runtime import process_count
+from oneshot_medad._threads import Guard
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.nn.head import TextTower
-from oneshot_medad.training.cache import Batch, Views, draw_batch
+from oneshot_medad.training.cache import Views, draw_batch
 from oneshot_medad.training.joint import JointModel
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+TRAINING = Guard()
+"""Held while accelerate is in use."""
 LONGEST_GRADIENT = 1.0
 """Longer ones are cut to this norm."""
 
@@ -60,90 +66,56 @@ def train(
         [p for p in model.parameters() if p.requires_grad], lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     history: list[dict[str, float]] = []
-    model.train()
-    try:
-        with (_alone if process_count() == 1 else _accelerated)(model, optimiser, device, half) as team:
-            if recipe.batch_size % team.processes:
-                raise ConfigError(
-                    f"Got batch_size={recipe.batch_size} in {team.processes} processes; wanted a multiple of them."
-                )
+    with _accelerator(device, half) as accelerator:
+        processes = accelerator.num_processes
+        if recipe.batch_size % processes:
+            raise ConfigError(
+                f"Got batch_size={recipe.batch_size} in {processes} processes; wanted a multiple of them."
+            )
+        prepared, optimiser = accelerator.prepare(model, optimiser)
+        try:
+            prepared.train()
             steps = range(recipe.n_steps)
-            bar = tqdm(steps, desc="fit") if progress and team.process == 0 else None
+            bar = tqdm(steps, desc="fit") if progress and accelerator.is_main_process else None
             for step in bar or steps:
                 for group in optimiser.param_groups:
                     group["lr"] = recipe.learning_rate * _schedule(step / recipe.n_steps)
                 batch = draw_batch(views, recipe, generator, device)
-                losses = team.forward(batch.share(team.process, team.processes), text)
+                losses = prepared(batch.share(accelerator.process_index, processes), text)
                 optimiser.zero_grad()
-                team.move(losses["loss"])
-                averaged = team.average({name: value.detach() for name, value in losses.items()})
+                accelerator.backward(losses["loss"])
+                accelerator.clip_grad_norm_(prepared.parameters(), LONGEST_GRADIENT)
+                optimiser.step()
+                averaged = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
                 history.append({name: float(value) for name, value in averaged.items()})
                 if bar:
                     bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-    finally:
-        model.eval()
+        finally:
+            accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # a wrapped forward could not be pickled
+            model.eval()
     return history
 
 
-class Team(NamedTuple):
-    """Processes that train one model together: the number of this one, how many there are, and what they do."""
-
-    process: int
-    processes: int
-    forward: Callable[[Batch, TextTower], dict[str, torch.Tensor]]
-    move: Callable[[torch.Tensor], None]
-    "Take a step down the gradient of a loss."
-    average: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-
-
 @contextmanager
-def _alone(model: JointModel, optimiser: torch.optim.Optimizer, device: torch.device, half: bool) -> Iterator[Team]:
-    """One process: it needs no accelerate, whose state is shared by all threads and which empties their environment."""
-
-    def forward(batch: Batch, text: TextTower) -> dict[str, torch.Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            losses = model(batch, text)
-        return {name: value.float() for name, value in losses.items()}
-
-    def move(loss: torch.Tensor) -> None:
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), LONGEST_GRADIENT)
-        optimiser.step()
-
-    yield Team(0, 1, forward, move, lambda losses: losses)
-
-
-@contextmanager
-def _accelerated(
-    model: JointModel, optimiser: torch.optim.Optimizer, device: torch.device, half: bool
-) -> Iterator[Team]:
-    """Several processes, whose gradients accelerate averages."""
+def _accelerator(device: torch.device, half: bool) -> Iterator[Accelerator]:
+    """Born and gone inside; its state belongs to the whole process, so fits in other threads wait for their turn."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs
 
-    born_here = not PartialState._shared_state
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="bf16" if half else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # a recipe may leave parts idle
-    )
-    try:
-        prepared, optimiser = accelerator.prepare(model, optimiser)
-
-        def move(loss: torch.Tensor) -> None:
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(prepared.parameters(), LONGEST_GRADIENT)
-            optimiser.step()
-
-        def average(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return accelerator.reduce(losses, "mean")
-
-        yield Team(accelerator.process_index, accelerator.num_processes, prepared, move, average)
-    finally:
-        accelerator.free_memory()
-        if born_here:  # leave no process-wide state behind
-            AcceleratorState._reset_state(reset_partial_state=True)
+    with TRAINING:
+        born_here = not PartialState._shared_state
+        # a recipe may leave parts idle; accelerate empties the environment for a moment to read what it is given here
+        handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if process_count() > 1 else []
+        accelerator = Accelerator(
+            cpu=device.type == "cpu", mixed_precision="bf16" if half else "no", kwargs_handlers=handlers
+        )
+        try:
+            yield accelerator
+        finally:
+            accelerator.free_memory()
+            if born_here:  # leave no process-wide state behind
+                AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _schedule(done: float) -> float:

@@ -52,6 +52,8 @@ def test_folders_at_any_depth(tree):
         ("**/a.png", ["p/a.png", "p/s/a.png"]),
         ("p/**/a.png", ["p/a.png", "p/s/a.png"]),
         ("**/s", ["p/s/a.png"]),
+        ("**/", ["b.png", "p/a.png", "p/s/a.png", "p/s/t/z.png"]),
+        ("**/[ps]*", ["p/a.png", "p/s/a.png"]),
         ("*", ["b.png", "p/a.png"]),
         ("*/*.png", ["p/a.png"]),
         ("?.png", ["b.png"]),

@@ -114,14 +114,15 @@ def _plain_syntax(implicit: bool, little: bool) -> Any:
 def _size(header: Any) -> tuple[int, int]:
     """Height and width of a picture; an error for objects that are none."""
     rows, columns = whole(header, "Rows"), whole(header, "Columns")
-    modality, uid = text(header, "Modality"), text(header, "SOPClassUID")
+    modality, uid = text(header, "Modality").upper(), text(header, "SOPClassUID")
+    modality = modality if modality.isalnum() else "no modality"
     name = header.SOPClassUID.name if uid else "an unknown object"
     lacks = rows is None or columns is None
     if modality in NO_PICTURE or uid.startswith(NO_PICTURE_CLASSES) or (lacks and "Image Storage" not in name):
         raise NoPictureError(
-            f"Got a DICOM file without a picture ({modality or 'no modality'}, {name}); wanted an image. "
-            "Pass the images that it belongs to.",
-            modality or "no modality",
+            f"Got a DICOM file without a picture ({modality}, {name}); wanted an image. Pass the images that it "
+            "belongs to.",
+            modality,
         )
     if rows is None or columns is None:
         raise ImageFileError(

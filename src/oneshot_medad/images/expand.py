@@ -218,8 +218,8 @@ def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
         matches = sorted(set(map(Path, glob.glob(pattern, recursive=True))))
         if not matches:
             raise ImageFileError(f"Got pattern {text!r}, which matches no file.")
-        files = [file for match in matches for file in _matched(match, text.endswith("**"), search)]
-        yield from _whole(files, search, f"Got pattern {text!r}, which matches no image file")
+        files = [file for match in matches for file in _matched(match, path.name == "**", search)]
+        yield from _whole(list(dict.fromkeys(files)), search, f"Got pattern {text!r}, which matches no image file")
     else:
         yield from _parts(path)
 

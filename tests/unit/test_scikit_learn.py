@@ -102,7 +102,7 @@ def test_labels_scores_and_their_signs(fitted, sample):
 def test_abnormal_images_are_never_fitted_on(small, sample, monkeypatch):
     seen = []
     fit = AnomalyDetector._take
-    monkeypatch.setattr(AnomalyDetector, "_take", lambda self, *args: seen.append(args[-1]) or fit(self, *args))
+    monkeypatch.setattr(AnomalyDetector, "_take", lambda self, *args: seen.append(args[4]) or fit(self, *args))
     detector = AnomalyDetector(recipe=small, random_state=0)
     normal = {image["sha256"] for image in _provenance(sample, 0)}
     found = detector.fit_predict(sample.images, sample.labels)

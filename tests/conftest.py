@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.datasets import Sample, load_sample
 from oneshot_medad.images.preprocess import to_field
+from oneshot_medad.images.read import MedicalImage
 from oneshot_medad.training.cache import Views, make_views
 
 
@@ -38,3 +41,14 @@ def views(backbone: Backbone, sample: Sample, small: Recipe) -> Views:
 @pytest.fixture(scope="session")
 def fitted(sample: Sample, small: Recipe) -> AnomalyDetector:
     return AnomalyDetector(recipe=small, random_state=0).fit(sample.support)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that take no time: the score is the mean, the heatmap the picture."""
+
+    def score(self: AnomalyDetector, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float]]:
+        for image in images:
+            yield float(image.pixels.mean()), image.pixels[0].numpy().copy(), 1.0
+
+    monkeypatch.setattr(AnomalyDetector, "_score", score)

@@ -87,6 +87,11 @@ def _summary(counts: dict[str, Any], where: Path) -> str:
     return f"{read}{_beside(counts['left_out'])}: {printable(str(where))}"
 
 
+def _left_out(groups: Iterable[Any]) -> dict[str, int]:
+    """How much of each kind was passed over in all of several `expand`."""
+    return dict(sum((group.left_out for group in groups), Counter()))
+
+
 def _beside(left_out: dict[str, int]) -> str:
     """What was passed over, to be put behind a count; nothing if nothing was."""
     from oneshot_medad.images.folders import said
@@ -262,7 +267,7 @@ def calibrate(
     check_target(out.absolute())
     found = _load(detector, backbone, progress=not as_json)
     groups = [expand(some, recursive=recursive) for some in (normals, abnormal) if some]
-    left_out = dict(sum((group.left_out for group in groups), Counter()))
+    left_out = _left_out(groups)
     labels = [0] * len(groups[0]) + [1] * len(groups[1]) if abnormal else None
     found.calibrate(
         list(chain(*groups)),
@@ -295,7 +300,7 @@ def evaluate(
 
     found = _load(detector, backbone, progress=not as_json)
     groups = [expand(some, recursive=recursive) for some in (normal, abnormal)]
-    left_out = dict(sum((group.left_out for group in groups), Counter()))
+    left_out = _left_out(groups)
     values = found.evaluate(list(chain(*groups)), [0] * len(groups[0]) + [1] * len(groups[1]))
     if save:
         found.save_pretrained(detector)

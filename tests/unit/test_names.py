@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from oneshot_medad import AnomalyDetector, Predictions, cli
+from oneshot_medad import Predictions, cli
 from oneshot_medad._names import MAX_BYTES, cell, file_name, printable, written
 
 NAMES = [
@@ -30,17 +30,6 @@ NAMES = [
 ]  # fmt: skip
 
 posix = pytest.mark.skipif(os.name != "posix", reason="other systems take fewer names")
-
-
-@pytest.fixture
-def stub(monkeypatch):
-    """Networks that take no time."""
-
-    def score(self, images):
-        for image in images:
-            yield float(image.pixels.mean()), image.pixels[0].numpy().copy(), 1.0
-
-    monkeypatch.setattr(AnomalyDetector, "_score", score)
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ from oneshot_medad._listing import append, drop, first_cell, lines, record_of, r
 from oneshot_medad._names import cell, file_name
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.export import FORMATS
+from oneshot_medad.results.verdicts import JUDGED
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
 HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"
 COLUMNS = ("name", "verdict", "flag", "reason", "threshold", "heatmap")
 """Those that are read again."""
 VOLUME_COLUMNS = ("name", "score", "heatmap")
-PICTURED = ("normal", "uncertain", "abnormal")
-"""Verdicts of images that have a heatmap."""
 
 ASIDE = ".aside"
 """Suffix of heatmaps that wait for another number."""
@@ -82,7 +81,7 @@ class Outputs:
                     f"{self.table} holds the scores of a detector with another threshold. Give another --out."
                 )
             self.heatmaps[row["name"]] = row["heatmap"]
-            if row["name"] in recorded and (row["verdict"] not in PICTURED or self._is_there(row["heatmap"])):
+            if row["name"] in recorded and (row["verdict"] not in JUDGED or self._is_there(row["heatmap"])):
                 self.complete.add(row["name"])
         self.volumes = {row["name"]: row["heatmap"] for row in rows_of(self._volumes, VOLUME_COLUMNS)}
 

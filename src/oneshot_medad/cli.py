@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from io import TextIOWrapper
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +85,12 @@ def _summary(counts: dict[str, Any], where: Path) -> str:
     return f"{read}{_beside(counts['left_out'])}: {printable(str(where))}"
 
 
-def _left_out(groups: Iterable[Any]) -> dict[str, int]:
-    """How much of each kind was passed over in all of several `expand`."""
-    return dict(sum((group.left_out for group in groups), Counter()))
+def _labelled(normal: list[str], abnormal: list[str] | None, recursive: bool) -> tuple[Any, list[int]]:
+    """What `expand` finds of both kinds, and 0 or 1 for each."""
+    from oneshot_medad.images.expand import expand
+
+    groups = [expand(some, recursive=recursive) for some in (normal, abnormal) if some]
+    return expand(groups), [label for label, group in enumerate(groups) for _ in group]
 
 
 def _beside(left_out: dict[str, int]) -> str:
@@ -258,7 +259,6 @@ def calibrate(
     """Set the threshold of a detector on images of your own; nothing is fitted again."""
     from oneshot_medad.calibration import finest_rate, promises
     from oneshot_medad.errors import ConfigError
-    from oneshot_medad.images.read import expand
     from oneshot_medad.persistence.folder import check_target
 
     if out is None and not Path(detector).is_dir():
@@ -266,12 +266,11 @@ def calibrate(
     out = out or Path(detector)
     check_target(out.absolute())
     found = _load(detector, backbone, progress=not as_json)
-    groups = [expand(some, recursive=recursive) for some in (normals, abnormal) if some]
-    left_out = _left_out(groups)
-    labels = [0] * len(groups[0]) + [1] * len(groups[1]) if abnormal else None
+    sources, labels = _labelled(normals, abnormal, recursive)
+    left_out = dict(sources.left_out)
     found.calibrate(
-        list(chain(*groups)),
-        labels,
+        sources,
+        labels if abnormal else None,
         target_fpr=target_fpr,
         uncertain_fpr=uncertain_fpr,
         accept_unlike=accept_unlike,
@@ -296,15 +295,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a detector on images with known labels."""
-    from oneshot_medad.images.read import expand
-
     found = _load(detector, backbone, progress=not as_json)
-    groups = [expand(some, recursive=recursive) for some in (normal, abnormal)]
-    left_out = _left_out(groups)
-    values = found.evaluate(list(chain(*groups)), [0] * len(groups[0]) + [1] * len(groups[1]))
+    sources, labels = _labelled(normal, abnormal, recursive)
+    values = {**found.evaluate(sources, labels), "left_out": dict(sources.left_out)}
     if save:
         found.save_pretrained(detector)
-    values = {**values, "left_out": left_out} if left_out else values
     _tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
 
 

@@ -37,7 +37,7 @@ _WAYS = {
 
 
 class Sources(list[Any]):
-    """What `expand` returns: one entry per image.
+    """What `expand` returns: one entry per image. It goes wherever images go, and is not searched again there.
 
     Attributes
     ----------
@@ -46,7 +46,9 @@ class Sources(list[Any]):
         objects without a picture, folders that were not searched. Hidden files do not count.
     """
 
-    left_out: Counter[str]
+    def __init__(self, found: Iterable[Any] = ()) -> None:
+        super().__init__(found)
+        self.left_out: Counter[str] = Counter()
 
 
 def expand(images: Any, *, recursive: bool = False) -> Sources:
@@ -80,8 +82,6 @@ def expand(images: Any, *, recursive: bool = False) -> Sources:
         DICOM files without pydicom.
     """
     search = Search(recursive)
-    if isinstance(images, Sources):
-        search.left_out.update(images.left_out)
     found = Sources(_expand(images, search))
     if not found:
         raise ImageError(f"Got no images ({type(images).__name__} of length 0); wanted at least one.")
@@ -162,6 +162,9 @@ def _expand(images: Any, search: Search) -> Iterator[Any]:
         with reading(f"an object of type {type(images).__name__}"):
             array = np.asanyarray(images)
         yield from _expand_array(array, search)
+    elif isinstance(images, Sources):
+        search.left_out.update(images.left_out)
+        yield from images
     elif isinstance(images, Iterable) and not isinstance(images, dict):
         for image in images:
             yield from _expand(image, search)

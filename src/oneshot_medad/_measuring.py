@@ -15,7 +15,7 @@ from oneshot_medad.calibration import BY_HAND, labelled_threshold, lowest_simila
 from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.evaluation import summary
 from oneshot_medad.images.expand import Sources, expand, name_of
-from oneshot_medad.images.sanity import Fingerprints, Saturation, Watcher, listed
+from oneshot_medad.images.sanity import Fingerprints, Oddities, Watcher, listed
 from oneshot_medad.results.verdicts import CANNOT_JUDGE
 
 if TYPE_CHECKING:
@@ -206,9 +206,9 @@ class Measurable(OutlierMixin, Inspectable):
         Raises
         ------
         ImageError
-            Images that the detector was fitted on. Near copies and saturated images are warned about.
+            Images that the detector was fitted on. Near copies, saturated and faint images are warned about.
         """
-        seen, odd = Fingerprints([name_of(source, i) for i, source in enumerate(sources)]), Saturation()
+        seen, odd = Fingerprints([name_of(source, i) for i, source in enumerate(sources)]), Oddities()
         predictions = self._predict(sources, "raise", seen.see, odd.see)
         odd.warn(stacklevel=3)
         seen.check_new([image["sha256"] for image in self.provenance_["support"]])

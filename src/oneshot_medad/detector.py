@@ -26,7 +26,7 @@ from oneshot_medad.images.expand import Sources
 from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
-from oneshot_medad.images.sanity import Saturation, Watcher, copies, faint, saturated
+from oneshot_medad.images.sanity import Oddities, Watcher, copies, faint, saturated
 from oneshot_medad.model_selection import normal_rows
 from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
@@ -174,7 +174,7 @@ class AnomalyDetector(Measurable):
         self._check_fitted()
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
-        odd = Saturation()
+        odd = Oddities()
         found = self._predict(expand(images, recursive=recursive), on_error, odd.see)
         odd.warn(stacklevel=2)
         return found

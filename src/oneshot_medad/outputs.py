@@ -83,11 +83,13 @@ class Outputs:
             self.heatmaps[row["name"]] = row["heatmap"]
             if row["name"] in recorded and (row["verdict"] not in JUDGED or self._is_there(row["heatmap"])):
                 self.complete.add(row["name"])
-        self.volumes = {row["name"]: row["heatmap"] for row in rows_of(self._volumes, VOLUME_COLUMNS)}
+        volumes = list(rows_of(self._volumes, VOLUME_COLUMNS))
+        self.volumes = {row["name"]: row["heatmap"] for row in volumes}
+        self._unjudged = {row["name"] for row in volumes if not row["score"]}
 
     def has_volume(self, name: str) -> bool:
-        """Whether a volume is listed, with its heatmap if one is wanted."""
-        return name in self.volumes and self._is_there(self.volumes[name], ".nii.gz")
+        """Whether a volume is listed, with its heatmap if one is wanted and any slice was judged."""
+        return name in self._unjudged or (name in self.volumes and self._is_there(self.volumes[name], ".nii.gz"))
 
     def _is_there(self, heatmap: str, suffix: str | None = None) -> bool:
         if self.form is None:

@@ -21,7 +21,7 @@ from oneshot_medad.export import record_lines
 from oneshot_medad.images.expand import Sources
 from oneshot_medad.images.files import File, Slice
 from oneshot_medad.images.open import open_stack
-from oneshot_medad.images.sanity import Saturation
+from oneshot_medad.images.sanity import Oddities
 from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, VOLUME_COLUMNS, Outputs
 
 _ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal) (\d+)\]", re.DOTALL)
@@ -74,7 +74,7 @@ class Run:
     """
 
     def __init__(self, detector: Any, sources: Iterable[Any], out: Path, form: str | None, chunk: int) -> None:
-        self.detector, self.form, self._odd = detector, form, Saturation()
+        self.detector, self.form, self._odd = detector, form, Oddities()
         self.sources = list({listed_name(source): source for source in sources}.values())
         self._outputs = outputs = Outputs(out, form, detector)
         steps = list(_steps(self.sources, chunk, outputs.heatmaps))
@@ -130,12 +130,12 @@ class Run:
         except ImageError:  # its slices say why
             return []
         path = None
-        if self.form is not None:
+        judged = not np.isnan(found.score)  # if no slice is, zeros would look calm
+        if self.form is not None and judged:
             path = self._outputs.out / OF_VOLUMES / file_name(self._number, _stem(volume), ".nii.gz")
             path.parent.mkdir(exist_ok=True)
             found.save(path)
-        score = "" if np.isnan(found.score) else found.score  # of no slice that could be judged
-        values = (volume_name(volume), score, self._outputs.relative(path))
+        values = (volume_name(volume), found.score if judged else "", self._outputs.relative(path))
         return [dict(zip(VOLUME_COLUMNS, values, strict=True))]
 
     def _moved(self, step: Step) -> tuple[Rows, list[str], Rows]:

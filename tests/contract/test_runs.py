@@ -267,7 +267,7 @@ def test_a_run_that_breaks_off_warns_of_what_it_saw(fitted, tmp_path):
 
 
 @pytest.mark.usefixtures("stub")
-def test_a_volume_without_a_judged_slice_has_an_empty_score(fitted, tmp_path):
+def test_a_volume_without_a_judged_slice_has_neither_score_nor_heatmap(fitted, tmp_path):
     image = nibabel.Nifti1Image(np.zeros((12, 9, 4), np.uint8), np.diag([1, 1, 3, 1]))
     image.header["cal_max"] = 255
     nibabel.save(image, tmp_path / "blank.nii")
@@ -275,8 +275,10 @@ def test_a_volume_without_a_judged_slice_has_an_empty_score(fitted, tmp_path):
     for _ in range(2):
         run(fitted, tmp_path / "out", tmp_path / "*.nii")
         rows = list(csv.DictReader((tmp_path / "out" / "volumes.csv").open(encoding="utf-8")))
-        assert rows[0] == {"name": str(tmp_path / "blank.nii"), "score": "", "heatmap": "volumes/00000-blank.nii.gz"}
+        assert rows[0] == {"name": str(tmp_path / "blank.nii"), "score": "", "heatmap": ""}
         assert float(rows[1]["score"]) > 0
+        assert [path.name for path in (tmp_path / "out" / "volumes").iterdir()] == ["00004-some.nii.gz"]
+    assert not list(runs.Run(fitted, expand(str(tmp_path / "*.nii")), tmp_path / "out", "png", 4))
 
 
 @pytest.mark.usefixtures("stub")

@@ -273,6 +273,15 @@ def test_saturated_images_are_warned_about_by_fit_calibrate_and_predict(detector
         detector.predict(sample.images)
 
 
+def test_faint_images_are_warned_about_by_predict_and_calibrate(detector, many, sample):
+    """12 bits in 16, as exports often have it."""
+    dark = [image.astype(np.uint16) * 16 for image in many.images[:4]]
+    with pytest.warns(UserWarning, match=r"image 1, which uses \d\.\d% .*So are 1 more of 3 images\."):
+        detector.predict([sample.images[0], *dark[:2]])
+    with pytest.warns(UserWarning, match=r"uses \d\.\d% .*So are 3 more of 4 images"):
+        detector.calibrate(dark, target_fpr=0.25, accept_unlike=True)
+
+
 def test_the_empty_ends_of_a_volume_are_no_saturation_but_a_wrong_window_is(detector, sample, tmp_path):
     import nibabel
 

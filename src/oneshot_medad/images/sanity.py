@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
@@ -76,31 +77,36 @@ Watcher: TypeAlias = Callable[[int, Any, MedicalImage], None]
 """Is told position, source and pixels of every image that a call reads, so that none is read twice."""
 
 
-class Saturation:
-    """The saturated images of a call or a run, to be warned about once, in memory that does not grow with them.
+class Oddities:
+    """What is odd about the images of a call or a run, to be warned about once, in memory that does not grow with them.
 
     Slices at both ends of a volume are nearly empty by nature: if there are no others, nothing is said unless they are
     the majority.
     """
 
     def __init__(self) -> None:
-        self._total = self._found = 0
-        self._first = self._first_single = ""
+        self._total = 0
+        self._found = {check: Counter[str]() for check in (faint, saturated)}
+        self._said: dict[tuple[Any, str], str] = {}
 
     def see(self, position: int, source: Any, image: MedicalImage) -> None:
-        """Count one image that was read from ``source``."""
+        """Look at one image that was read from ``source``."""
         self._total += 1
-        if said := saturated(image):
-            self._found += 1
-            self._first = self._first or said
-            if getattr(source, "axis", "frame") == "frame":
-                self._first_single = self._first_single or said
+        where = "image" if getattr(source, "axis", "frame") == "frame" else "slice"
+        for check, counts in self._found.items():
+            if said := check(image):
+                counts[where] += 1
+                self._said.setdefault((check, where), said)
+                return
 
     def warn(self, stacklevel: int) -> None:
-        """Warn if there is anything to warn about; ``stacklevel`` as of `warnings.warn`, seen from the caller."""
-        if self._first_single or 2 * self._found > self._total:
-            more = f" So are {self._found - 1} more of {self._total} images." if self._found > 1 else ""
-            warnings.warn((self._first_single or self._first) + more, stacklevel=stacklevel + 1)
+        """Warn of each kind that there is; ``stacklevel`` as of `warnings.warn`, seen from the caller."""
+        for check, counts in self._found.items():
+            n = counts.total()
+            if counts["image"] or 2 * n > self._total:
+                said = self._said[check, "image" if counts["image"] else "slice"]
+                more = f" So are {n - 1} more of {self._total} images." if n > 1 else ""
+                warnings.warn(said + more, stacklevel=stacklevel + 1)
 
 
 class Fingerprints:
@@ -108,8 +114,10 @@ class Fingerprints:
 
     Attributes
     ----------
+    names
+        Of the images, in their order.
     hashes
-        SHA-256 of the pixels of every image; empty for one that was not read.
+        SHA-256 of the pixels of each; empty for one that was not read.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

@@ -8,12 +8,37 @@ import torch.nn.functional as F
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.images.augment import normal_views
-from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES
-from oneshot_medad.scoring import join_levels
+from oneshot_medad.nn.matching import as_rows
+from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES
 from oneshot_medad.training.cache import encode
 
 PADIM_VIEWS = 24
 PADIM_CHANNELS = 100
+BANK_SIZE = 8192
+"""Normal places that are compared with; of more, every n-th."""
+
+
+def join_levels(features: list[torch.Tensor]) -> torch.Tensor:
+    """The two finest levels, averaged over 3×3 neighbourhoods, on the finest grid (PatchCore, Roth et al. 2022)."""
+    size = features[0].shape[-2:]
+    smooth = [F.avg_pool2d(f, 3, stride=1, padding=1, count_include_pad=False) for f in features[:2]]
+    return torch.cat([F.interpolate(f, size, mode="bilinear", align_corners=False) for f in smooth], dim=1)
+
+
+@torch.no_grad()
+def nearest(normal: list[torch.Tensor], features: list[torch.Tensor]) -> torch.Tensor:
+    """(B, h, w) Euclidean distances to the nearest local feature of normal images, as PatchCore's without its coreset.
+
+    Parameters
+    ----------
+    normal, features
+        (K, C_l, h_l, w_l) and (B, C_l, h_l, w_l) features of the normal images and of those to judge.
+    """
+    bank = as_rows(join_levels(normal))
+    bank = bank[:: -(-len(bank) // BANK_SIZE)]
+    tested = join_levels(features)
+    b, _, h, w = tested.shape
+    return torch.cat([torch.cdist(c, bank).amin(dim=1) for c in as_rows(tested).split(1024)]).reshape(b, h, w)
 
 
 @torch.no_grad()

@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.baselines import anomalib_patchcore, padim, zero_shot
+from benchmarks.baselines import anomalib_patchcore, nearest, padim, zero_shot
 from benchmarks.data import DEFAULT_DATA, Item, fields_of, load, read_manifest
 from oneshot_medad import Recipe
 from oneshot_medad._runtime import seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
+from oneshot_medad.calibration import synthetic_threshold
 from oneshot_medad.evaluation import aupro, auroc, average_precision, bootstrap_interval, pixel_auroc
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.scoring import fit_scorer
@@ -43,16 +44,15 @@ DEFAULT, SCRATCH = Recipe.named("default"), Recipe.named("scratch")
 METHODS = {
     "default": DEFAULT,
     "reference": Recipe.named("reference"),
-    "nearest": replace(DEFAULT, deviations={}, n_lesions=0, branches={"nearest": 1.0}, n_steps=1),
+    "distance": replace(DEFAULT, deviations={}, n_lesions=0, branches={"distance": 1.0}, n_steps=1),
     "no-deviation": replace(DEFAULT, deviations={}),
     "no-lesions": replace(DEFAULT, n_lesions=0),
-    "no-nearest": replace(DEFAULT, branches={"clip": 0.9, "latent": 0.1}),
-    "no-latent": replace(DEFAULT, branches={"clip": 0.9, "nearest": 0.1}),
+    "no-distance": replace(DEFAULT, branches={"clip": 1.0}),
     "lesions-only": replace(DEFAULT, deviations={}, branches={"clip": 1.0}),
     "scratch": SCRATCH,
     "scratch-no-deviation": replace(SCRATCH, deviations={}),
 }
-BASELINES = ("padim", "zero-shot", "anomalib-patchcore")
+BASELINES = ("nearest", "padim", "zero-shot", "anomalib-patchcore")
 """The last one needs anomalib, whose requirements are not ours: give it an environment of its own."""
 DRAWN = ("n_reference", "n_views", "n_lesions", "n_held", "max_area", "context", "mirror")
 """What decides the views of a fit; recipes that agree in it share them."""
@@ -101,9 +101,17 @@ def _tiny() -> Backbone:
     return load_backbone(get_spec("tiny"), torch.device("cpu"))
 
 
-def read_collection(data: str, name: str, role: str = "eval", mirror: bool = True) -> Collection:
+def read_collection(
+    data: str,
+    name: str,
+    role: str = "eval",
+    mirror: bool = True,
+    latents: bool = True,
+    backbone: Backbone | None = None,
+) -> Collection:
     """Read every labelled image of a set and run the frozen networks over it."""
-    backbone = _tiny()
+    backbone = backbone or _tiny()
+    grid = None if latents else (1, 1)
     items = [i for i in read_manifest(data, role=role, sets=[name]) if i.label in ("normal", "abnormal")]
     parts, sizes, brightness = [], [], []
     for start in range(0, len(items), 32):
@@ -111,7 +119,7 @@ def read_collection(data: str, name: str, role: str = "eval", mirror: bool = Tru
         sizes += [(p.shape[1], p.shape[2]) for p in pixels]
         brightness += [float(p.mean()) for p in pixels]
         fields = torch.stack([to_field(p, backbone.spec.image_px) for p in pixels])
-        parts.append(encode(backbone, fields, mirror=mirror))
+        parts.append(encode(backbone, fields, size=grid, mirror=mirror))
     return Collection(name, items, join(parts), sizes, np.array(brightness))
 
 
@@ -141,12 +149,13 @@ def draw_support(
 
 @dataclass(frozen=True)
 class Found:
-    """Scores (N,) and maps (N, h, w) of the test images, how long the fit took, and the fusion's weights."""
+    """Scores (N,) and maps (N, h, w) of the test images, seconds of the fit, the fusion's weights, the threshold."""
 
     scores: torch.Tensor
     maps: torch.Tensor | None
     fit_seconds: float
     fusion: dict[str, float]
+    threshold: float = float("nan")
 
 
 def score(
@@ -165,8 +174,9 @@ def score(
     if not isinstance(method, Recipe):
         fields = fields_of([collection.items[i] for i in support], backbone.spec.image_px)
         features = [f[test] for f in encoded.features]
-        if method == "padim":
-            maps = padim(backbone, fields, features, seed)
+        if method in ("nearest", "padim"):
+            normal = [f[support] for f in encoded.features]
+            maps = nearest(normal, features) if method == "nearest" else padim(backbone, fields, features, seed)
             count = round(DEFAULT.top_fraction * maps[0].numel())
             scores = maps.flatten(1).topk(count).values.mean(1)
         else:
@@ -175,21 +185,23 @@ def score(
     paths, drawn = tuple(collection.items[i].path for i in support), tuple(getattr(method, n) for n in DRAWN)
     views, state, seconds = encoded_views(paths, drawn, seed)
     start = time.perf_counter()
-    scorer = fit_scorer(method, backbone, views, seeded(seed).set_state(state), init).scorer
+    fitted = fit_scorer(method, backbone, views, seeded(seed).set_state(state), init)
+    scorer, threshold = fitted.scorer, synthetic_threshold(fitted.normal, fitted.lesion)
     seconds += time.perf_counter() - start
     scored = []
     for chunk in torch.from_numpy(test).split(16):
         part = encoded[chunk]
         scored.append(scorer(part.z, part.features, part.mirrored if method.mirror else None))
     scores, maps = (torch.cat(parts) for parts in zip(*scored, strict=True))
-    return Found(scores, maps, seconds, dict(zip(method.branches, scorer.weights.tolist(), strict=True)))
+    return Found(scores, maps, seconds, dict(zip(method.branches, scorer.weights.tolist(), strict=True)), threshold)
 
 
 @lru_cache(maxsize=10)
 def encoded_views(paths: tuple[Path, ...], drawn: tuple, seed: int) -> tuple[Views, torch.Tensor, float]:
     """The views of a fit with this seed, the generator's state behind them, and how long they took."""
     start, backbone = time.perf_counter(), _tiny()
-    recipe = replace(DEFAULT, **dict(zip(DRAWN, drawn, strict=True)))  # it reads latents, so that any other may
+    reading = {"clip": 1.0, "latent": 1.0, "distance": 1.0}  # so that any recipe finds what it reads
+    recipe = replace(DEFAULT, branches=reading, **dict(zip(DRAWN, drawn, strict=True)))
     generator = seeded(seed)
     fields = torch.stack([to_field(load(path).float() / 255, backbone.spec.image_px) for path in paths])
     views = make_views(backbone, fields, recipe, generator)
@@ -276,7 +288,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", default=DEFAULT_DATA)
     parser.add_argument("--role", default="eval")
     parser.add_argument("--sets", nargs="+", default=["headct", "covidx", "lgg", "mias"])
-    parser.add_argument("--methods", nargs="+", default=["default", "reference", "nearest"])
+    parser.add_argument("--methods", nargs="+", default=["default", "reference", "distance", "nearest"])
     parser.add_argument("--shots", nargs="+", type=int, default=[1])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--limit", type=int, help="test images of each seed, the same for all methods; default all")

@@ -34,9 +34,11 @@ from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip, tok
 from oneshot_medad.backbones.medvae import LatentSpace, build_autoencoder
 from oneshot_medad.backbones.specs import WEIGHTS, get_spec
 from oneshot_medad.config import Recipe
-from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES, Adapters, similarity_map
+from oneshot_medad.nn.adapters import Adapters
 from oneshot_medad.nn.losses import dice_loss, focal_loss
+from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES
 from oneshot_medad.scoring import Scorer
+from oneshot_medad.scoring.fit import assemble
 from oneshot_medad.synthesis.lesions import add_lesions
 from oneshot_medad.training.cache import Views, draw_batch, make_views
 from oneshot_medad.training.joint import JointModel
@@ -46,8 +48,8 @@ CPU = torch.device("cpu")
 BATCH = 8
 SCRATCH = Recipe.named("scratch")
 RECIPES = {
-    "clip and nearest": SCRATCH,
-    "all branches": replace(SCRATCH, branches={"clip": 0.5, "latent": 0.2, "nearest": 0.2, "deviation": 0.1}),
+    "clip and distance": SCRATCH,
+    "all branches": replace(SCRATCH, branches={"clip": 1.0, "latent": 1.0, "distance": 8.0, "deviation": 1.0}),
 }
 CLIP = {
     "embed_dim": 768,
@@ -129,7 +131,9 @@ class MediClipStyle(nn.Module):
         return F.normalize(torch.stack(classes), dim=-1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return similarity_map(self.adapters(self.vision[0](images), self.words()), 1.0, (28, 28))
+        return F.interpolate(self.adapters(self.vision[0](images), self.words(), 1.0).probability[:, None], (28, 28))[
+            :, 0
+        ]
 
 
 def some_views(backbone: Backbone, recipe: Recipe) -> Views:
@@ -142,7 +146,7 @@ def scorer_of(backbone: Backbone, recipe: Recipe) -> Scorer:
     """A detector that was not trained."""
     views = some_views(backbone, recipe)
     model = JointModel.build(recipe, backbone, views.normal).eval()
-    scorer = Scorer.of_fit(model, F.normalize(torch.randn(2, 768), dim=-1), views).eval()
+    scorer = assemble(model, F.normalize(torch.randn(2, 768), dim=-1), views, CPU).eval()
     scorer.calibrate(views, CPU)
     return scorer
 

@@ -21,7 +21,7 @@ from benchmarks.pretrain.captions import MODALITIES, OBJECT_TEMPLATES, caption, 
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip, tokenize
 from oneshot_medad.backbones.specs import BACKBONES
 from oneshot_medad.images.preprocess import to_field
-from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES
+from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES
 
 CONFIG = {
     "embed_dim": 256,

@@ -2,8 +2,8 @@
 
 python -m benchmarks.pretrain.statistics --data DIR --weights FOLDER
 
-Goes after ``autoencoder`` and ``clip``, before ``heads``; after ``adapt`` with ``--keep-scale``, because the adapters
-have learned to read features of that scale.
+Goes after ``autoencoder`` and ``clip``, before ``heads``; with ``--keep-scale`` after the trunk was
+adapted, because adapters have learned to read features of that scale.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 from oneshot_medad.errors import ConfigError
 
 DEVIATIONS = ("white", "shuffle", "smooth", "shift")
-BRANCHES = ("clip", "latent", "nearest", "deviation")
+BRANCHES = ("clip", "latent", "distance", "deviation")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Recipe:
     Parameters
     ----------
     n_reference
-        Views of the normal images, themselves included, that others are compared with; at least one per image.
+        Views of a lone normal image, itself included, that others are compared with; several images stand for
+        themselves.
     n_views
         Augmented views of the normal images whose latents and features are computed once and trained on.
     n_lesions
@@ -44,7 +45,7 @@ class Recipe:
     detach_deviation
         Keep the detection loss from moving the deviation network.
     context
-        Adapters see each place next to its nearest counterpart in the reference views and its surroundings
+        Adapters see each place next to its normal counterparts, its surroundings and the whole image
         (`ContextAdapters`); False takes MediCLIP's 1×1 adapters.
     n_phrases
         Phrases of each class, drawn anew for every training step, that the text tower reads; 0 reads all. The finished
@@ -57,10 +58,11 @@ class Recipe:
     weight_detection, weight_deviation, weight_alignment
         w1, w2 and the weight of P's regression to the real features of the normal views.
     branches
-        Maps that enter the score, each with the trust that it has before a fit measures anything; ``clip`` reads the
-        vision tower's features, ``latent`` the projected latents, ``nearest`` the distance to the closest feature of
-        the normal views (PatchCore), ``deviation`` the size of the deviation that the network sees in the latent
-        itself (DeCo-Diff). Views of one image vary less than patients do, so what a fit measures flatters ``nearest``.
+        What enters the score, each with its weight: ``clip`` reads the vision tower's features, ``latent`` the
+        projected latents, ``distance`` is how far features lie from those of the normal images, in units of their own spread,
+        with nothing learned (PatchCore, SubspaceAD), ``deviation`` the size of the deviation that the network sees in
+        the latent itself (DeCo-Diff). All are logits or logarithms. The weight of ``distance`` is that beyond the pool
+        that the initial values were trained on; within it counts a fifth (`trust_in_distance`).
     mirror
         Score each image together with its mirror image and average the maps of the branches that read the vision
         tower, which then runs twice.
@@ -88,7 +90,7 @@ class Recipe:
     weight_detection: float = 1.0
     weight_deviation: float = 1.0
     weight_alignment: float = 0.1
-    branches: Mapping[str, float] = field(default_factory=lambda: {"clip": 0.8, "latent": 0.1, "nearest": 0.1})
+    branches: Mapping[str, float] = field(default_factory=lambda: {"clip": 1.0, "distance": 8.0})
     mirror: bool = True
     top_fraction: float = 0.01
     n_steps: int = 10
@@ -122,10 +124,10 @@ class Recipe:
         _check(bool(self.branches), "branches", self.branches, f"at least one of {', '.join(BRANCHES)}")
         trains = bool(self.deviations) or self.n_lesions > 0
         _check(
-            trains or list(self.branches) == ["nearest"],
+            trains or list(self.branches) == ["distance"],
             "n_lesions",
             0,
-            "more than 0 when deviations is empty, or branches={'nearest': 1.0}",
+            "more than 0 when deviations is empty, or branches={'distance': 1.0}",
         )
 
     @property
@@ -136,14 +138,14 @@ class Recipe:
     @property
     def compares(self) -> bool:
         """Whether any branch compares with the features of the reference views, which are then kept."""
-        return self.context or "nearest" in self.branches
+        return self.context or "distance" in self.branches
 
     @classmethod
     def named(cls, name: str) -> Recipe:
         """One of the recipes that come with the package.
 
-        ``"default"`` is the best known; ``"scratch"`` the same with more steps and without latents and mirror images at
-        the prediction, for large frozen networks without initial values of the trained parts; ``"reference"`` the joint
+        ``"default"`` is the best known; ``"scratch"`` the same with more steps and without mirror images at the
+        prediction, for large frozen networks without initial values of the trained parts; ``"reference"`` the joint
         training as the method document writes it.
         """
         if name not in RECIPES:
@@ -196,9 +198,8 @@ RECIPES = {
     "default": _DEFAULT,
     "scratch": replace(
         _DEFAULT,
-        n_reference=6,
         n_phrases=4,
-        branches={"clip": 0.85, "nearest": 0.15},
+        branches={"clip": 1.0, "distance": 8.0},
         mirror=False,
         n_steps=120,
         learning_rate=1e-3,

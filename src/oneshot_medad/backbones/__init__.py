@@ -48,6 +48,11 @@ class Backbone:
         return None if found is None else float(found)
 
     @property
+    def pool_gists(self) -> torch.Tensor | None:
+        """(N, G) `VisionTower.with_gist` of images that the initial values were trained on; None if there are none."""
+        return self._statistics.get("pool_gists")
+
+    @property
     def embed_dim(self) -> int:
         """Size of CLIP's joint embedding."""
         return int(_config(self.folder / "clip.json")["embed_dim"])

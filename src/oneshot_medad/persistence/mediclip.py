@@ -80,9 +80,7 @@ def read_mediclip(path: str | Path, backbone: Backbone, phrases: Mapping[str, Se
     text = torch.stack(
         [_class_feature(prompts, name, phrases[name], backbone, path) for name in ("normal", "abnormal")]
     )
-    scorer = Scorer(model, text.cpu(), [], [])
-    scorer.scale.copy_(torch.tensor([[0.0, 1.0]]))
-    return scorer
+    return Scorer(model, text.cpu())
 
 
 def _class_feature(

@@ -7,16 +7,23 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.images.augment import normal_views
-from oneshot_medad.nn.head import ABNORMAL_PHRASES, NORMAL_PHRASES, as_rows, closest
+from oneshot_medad.nn.adapters import pooled
+from oneshot_medad.nn.matching import Match, References, match
+from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES
 from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise
 from oneshot_medad.synthesis.lesions import add_lesions
 from oneshot_medad.synthesis.masks import blob_masks, local_contrast
 
 ENCODE_BATCH = 8
+MOST_REFERENCES = 16
+"""Images that others are compared with; of more, the most different ones."""
+TURNED = 4
+"""Images of which turned copies are encoded."""
 _Indexed = TypeVar("_Indexed", torch.Tensor, "Encoded")
 
 
@@ -34,8 +41,8 @@ class Encoded:
         (V, h, w) local contrast: where an anomaly may be placed.
     mask
         (V, h, w), 1 where a lesion was drawn.
-    places
-        (V, h_l, w_l) number of the `closest` feature of the reference views at each level, if it was looked up.
+    matches
+        What `match` finds among the reference views at each level, if it was looked up.
     gists
         (V, G) what kind of image each is, from `VisionTower.with_gist`.
     mirrored
@@ -46,7 +53,7 @@ class Encoded:
     features: list[torch.Tensor]
     content: torch.Tensor
     mask: torch.Tensor
-    places: list[torch.Tensor] | None = None
+    matches: list[Match] | None = None
     gists: torch.Tensor | None = None
     mirrored: list[torch.Tensor] | None = None
 
@@ -54,18 +61,19 @@ class Encoded:
         return len(self.z)
 
     def __getitem__(self, index: torch.Tensor | slice) -> Encoded:
-        return self._each(lambda x: x[index])
+        matches = [m[index] for m in self.matches] if self.matches is not None else None
+        return replace(self._each(lambda x: x[index]), matches=matches)
 
     def to(self, device: torch.device) -> Encoded:
         """The same on another device."""
-        return self._each(lambda x: x.to(device))
+        moved = self._each(lambda x: x.to(device))
+        return replace(moved, matches=[m.to(device) for m in self.matches] if self.matches is not None else None)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Encoded:
-        places = [change(p) for p in self.places] if self.places is not None else None
         features = [change(f) for f in self.features]
         gists = change(self.gists) if self.gists is not None else None
         mirrored = [change(f) for f in self.mirrored] if self.mirrored is not None else None
-        return Encoded(change(self.z), features, change(self.content), change(self.mask), places, gists, mirrored)
+        return Encoded(change(self.z), features, change(self.content), change(self.mask), None, gists, mirrored)
 
 
 def join(parts: list[Encoded]) -> Encoded:
@@ -106,7 +114,7 @@ def encode(
     if masks is None:
         mask = torch.zeros(len(images), *size)
     else:
-        covered = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], size)[:, 0]
+        covered = F.adaptive_avg_pool2d(masks[:, None], size)[:, 0]
         enough = (0.5 * covered.amax((1, 2), keepdim=True)).clamp(max=0.25)  # the smallest lesion keeps a cell
         mask = (covered > enough).float()
     features, others = ([torch.cat(f) for f in zip(*seen, strict=True)] for seen in (levels, mirrored))
@@ -120,18 +128,28 @@ class Views:
     Attributes
     ----------
     reference
-        The normal images themselves and some views of them: what others are compared with.
+        What others are compared with: the normal images themselves, with some views if there is but one.
+    compared
+        Its vision features with their spread; None for recipes that compare with nothing.
     normal, lesion
         What the loop trains on; ``lesion`` is None for recipes without pixel lesions.
     held_normal, held_lesion
         Other views, kept from training to set the scale, the fusion and the threshold.
+    turned
+        (V, C_l, h_l, w_l) features of turned copies of some normal images at each level; None for recipes without
+        distances.
+    n_images
+        Number of normal images.
     """
 
     reference: Encoded
+    compared: References | None
     normal: Encoded
     lesion: Encoded | None
     held_normal: Encoded
     held_lesion: Encoded
+    turned: list[torch.Tensor] | None
+    n_images: int
 
 
 def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> Views:
@@ -147,28 +165,53 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
         size = (normal.z.shape[-2], normal.z.shape[-1])
         return encode(backbone, pixels, masks, None if recipe.reads_latents else size, mirror)
 
-    def looked_up(seen: Encoded) -> Encoded:
-        if not (recipe.context and "clip" in recipe.branches):
-            return seen
-        rows = as_rows(reference.features)
-        return replace(seen, places=[closest(f, r) for f, r in zip(seen.features, rows, strict=True)])
-
-    base, trained, held = (
-        normal_views(images, recipe.n_reference, generator),
-        views(recipe.n_views),
-        views(recipe.n_held),
-    )
+    trained, held = views(recipe.n_views), views(recipe.n_held)
     drawn = add_lesions(views(recipe.n_lesions), generator, recipe.max_area) if recipe.n_lesions else None
     held_drawn = add_lesions(held, generator, recipe.max_area)
     normal = encode(backbone, trained)
-    reference = encoded(base)
+    reference = encoded(images if k > 1 else normal_views(images, recipe.n_reference, generator))
+    if k > MOST_REFERENCES:
+        kept = _most_different(pooled(reference.features), MOST_REFERENCES)
+        reference = replace(reference[kept], gists=reference.gists)
+    compared = References.of(reference.features) if recipe.compares else None
+
+    def looked_up(seen: Encoded) -> Encoded:
+        if compared is None or not (recipe.context and "clip" in recipe.branches):
+            return seen
+        return replace(seen, matches=[match(f, r) for f, r in zip(seen.features, compared.levels, strict=True)])
+
+    turned = encoded(_turned(images[:TURNED])).features if "distance" in recipe.branches else None
     return Views(
         reference,
+        compared,
         looked_up(normal),
         looked_up(encoded(*drawn)) if drawn else None,
         encoded(held, mirror=recipe.mirror),
         encoded(*held_drawn, mirror=recipe.mirror),
+        turned,
+        k,
     )
+
+
+def _turned(images: torch.Tensor) -> torch.Tensor:
+    """(7·K, 3, S, S) images in all other orientations that are multiples of 45 degrees."""
+    angles = torch.arange(1, 8) * torch.pi / 4
+    copies = []
+    for cos, sin in zip(angles.cos().tolist(), angles.sin().tolist(), strict=True):
+        theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(images), 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        copies.append(F.grid_sample(images, grid, mode="bilinear", align_corners=False))
+    return torch.cat(copies)
+
+
+def _most_different(points: torch.Tensor, count: int) -> torch.Tensor:
+    """Numbers of ``count`` of (N, D) points, each the one farthest from those before (greedy k-centre)."""
+    chosen = [int(torch.cdist(points, points.mean(0, keepdim=True))[:, 0].argmin())]
+    distance = torch.cdist(points, points[chosen])[:, 0]
+    while len(chosen) < count:
+        chosen.append(int(distance.argmax()))
+        distance = distance.minimum(torch.cdist(points, points[chosen[-1:]])[:, 0])
+    return torch.tensor(sorted(chosen))
 
 
 @dataclass(frozen=True)
@@ -179,6 +222,8 @@ class Batch:
     ----------
     reference, normal, lesion
         Encoded views; ``lesion`` may be None.
+    compared
+        As in `Views`.
     disturb_mask, t, noise
         m (B, h, w), t (B,) and ε (B, C, h, w) of the masked forward process; None without deviations.
     phrases
@@ -186,6 +231,7 @@ class Batch:
     """
 
     reference: Encoded
+    compared: References | None
     normal: Encoded
     lesion: Encoded | None
     disturb_mask: torch.Tensor | None
@@ -200,7 +246,7 @@ class Batch:
             return x[process::count] if x is not None else None
 
         normal, mask, t, noise = self.normal[process::count], part(self.disturb_mask), part(self.t), part(self.noise)
-        return Batch(self.reference, normal, part(self.lesion), mask, t, noise, self.phrases)
+        return Batch(self.reference, self.compared, normal, part(self.lesion), mask, t, noise, self.phrases)
 
 
 def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device: torch.device) -> Batch:
@@ -210,6 +256,7 @@ def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device:
         return pool[torch.randint(len(pool), (recipe.batch_size,), generator=generator)]
 
     reference, normal = views.reference.to(device), pick(views.normal)
+    compared = views.compared.to(device) if views.compared is not None else None
     lesion = pick(views.lesion).to(device) if views.lesion is not None else None
     phrases = None
     if recipe.n_phrases:
@@ -217,8 +264,10 @@ def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device:
         drawn = [torch.randperm(count, generator=generator)[: recipe.n_phrases] for count in counts]
         phrases = torch.stack(drawn).to(device)
     if not recipe.deviations:
-        return Batch(reference, normal.to(device), lesion, None, None, None, phrases)
+        return Batch(reference, compared, normal.to(device), lesion, None, None, None, phrases)
     mask = blob_masks(normal.content, generator, max_area=recipe.max_area)
     t = torch.randint(N_TIMES, (len(normal),), generator=generator)
     noise = draw_noise(normal.z, recipe.deviations, generator)
-    return Batch(reference, normal.to(device), lesion, mask.to(device), t.to(device), noise.to(device), phrases)
+    return Batch(
+        reference, compared, normal.to(device), lesion, mask.to(device), t.to(device), noise.to(device), phrases
+    )

@@ -12,18 +12,11 @@ from torch import nn
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.config import Recipe
-from oneshot_medad.nn.head import (
-    ABNORMAL_PHRASES,
-    NORMAL_PHRASES,
-    Adapters,
-    ContextAdapters,
-    Prompts,
-    TextTower,
-    as_rows,
-    similarity_map,
-)
+from oneshot_medad.nn.adapters import Adapters, ContextAdapters, Judged
 from oneshot_medad.nn.losses import dice_loss, focal_loss
+from oneshot_medad.nn.matching import Match, References
 from oneshot_medad.nn.projection import ProjectionHead
+from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES, Prompts, TextTower
 from oneshot_medad.nn.unet import DeviationUNet
 from oneshot_medad.synthesis.deviation import N_TIMES, masked_forward, strengths
 from oneshot_medad.training.cache import Batch, Encoded
@@ -93,7 +86,11 @@ class JointModel(nn.Module):
         model = cls(recipe, shapes, Prompts(tokens, embeddings))
         if init == "pretrained":
             moved = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-            model.load_state_dict({k: v for k, v in backbone.initial.items() if k in moved}, strict=False)
+            initial = dict(backbone.initial)
+            seen = {k: v for k, v in initial.items() if k.startswith("adapters.clip.")}
+            # projected latents are judged as the features that they stand for
+            initial |= {k.replace(".clip.", ".latent."): v for k, v in seen.items()}
+            model.load_state_dict({k: v for k, v in initial.items() if k in moved}, strict=False)
         return model
 
     def text_features(self, text: TextTower) -> torch.Tensor:
@@ -101,28 +98,27 @@ class JointModel(nn.Module):
         return self.prompts(text)
 
     @torch.no_grad()
-    def normal_rows(self, reference: Encoded) -> dict[str, list[torch.Tensor]]:
-        """What the adapters of each branch compare with: (N_l, C_l) features of the reference views at each level."""
-        if not self.recipe.context:
-            return {branch: [] for branch in self.adapters}
-        features = {"clip": lambda: reference.features, "latent": lambda: self.projection(reference.z)}
-        return {branch: as_rows(features[branch]()) for branch in self.adapters}
+    def references(self, batch: Batch) -> dict[str, References | None]:
+        """What the adapters of each branch compare with."""
+        found: dict[str, References | None] = {"clip": batch.compared, "latent": None}
+        if self.recipe.context and "latent" in self.adapters:
+            found["latent"] = References.of(self.projection(batch.reference.z))
+        return found
 
-    def branch_map(
+    def judge(
         self,
         branch: str,
         features: Sequence[torch.Tensor],
-        normal: Sequence[torch.Tensor],
         text: torch.Tensor,
-        places: Sequence[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """(B, h, w) probability of abnormal from the features of one branch, on the grid of the finest level.
+        references: References | None = None,
+        matches: Sequence[Match] | None = None,
+    ) -> Judged:
+        """What the adapters of one branch make of (B, C_l, h_l, w_l) features.
 
-        ``normal`` is that branch's entry of `normal_rows`, ``text`` the result of `text_features`, ``places`` what
-        `closest` finds in ``normal`` if that is known.
+        ``text`` is the result of `text_features`, ``matches`` what `match` finds in ``references`` if that is known.
         """
-        size = (features[0].shape[-2], features[0].shape[-1])
-        return similarity_map(self.adapters[branch](features, text, normal, places), self.log_scale.exp(), size)
+        judged: Judged = self.adapters[branch](features, text, self.log_scale.exp(), references, matches)
+        return judged
 
     def corrected(self, z: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) latents without what the deviation network sees in them: z − √(1−ᾱ_t)·η̂(z, t), t = T / 2."""
@@ -152,14 +148,14 @@ class JointModel(nn.Module):
         zero = normal.z.new_zeros(())
         projected = self.projection(normal.z)
         real = recipe.residual_transfer
-        rows = self.normal_rows(batch.reference)
-        seen: dict[str, list[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor] | None, torch.Tensor]]]
+        references = self.references(batch)
+        seen: dict[str, list[tuple[Sequence[torch.Tensor], Sequence[Match] | None, torch.Tensor]]]
         seen = {branch: [] for branch in self.adapters}
 
         def show(clip: Sequence[torch.Tensor], latent: Sequence[torch.Tensor], of: Encoded, mask: torch.Tensor) -> None:
             for branch, features in (("clip", clip), ("latent", latent)):
                 if branch in seen:
-                    seen[branch].append((features, of.places if features is of.features else None, mask))
+                    seen[branch].append((features, of.matches if features is of.features else None, mask))
 
         show(normal.features if real else projected, projected, normal, normal.mask)
         deviation = zero
@@ -177,7 +173,8 @@ class JointModel(nn.Module):
         losses = []
         for branch, samples in seen.items():
             # each sort by itself: only the moved features need a gradient of their own
-            probability = torch.cat([self.branch_map(branch, f, rows[branch], words, p) for f, p, _ in samples])
+            judged = [self.judge(branch, f, words, references[branch], found) for f, found, _ in samples]
+            probability = torch.cat([one.probability for one in judged])
             mask = torch.cat([m for _, _, m in samples])
             target = F.interpolate(mask[:, None], probability.shape[-2:], mode="nearest")[:, 0]
             shown = target.flatten(1).any(dim=1) if recipe.dice_on_lesions_only else slice(None)

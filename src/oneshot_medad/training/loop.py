@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from oneshot_medad._runtime import process_count
 from oneshot_medad._threads import Guard
 from oneshot_medad.errors import ConfigError
-from oneshot_medad.nn.head import TextTower
+from oneshot_medad.nn.prompts import TextTower
 from oneshot_medad.training.cache import Views, draw_batch
 from oneshot_medad.training.joint import JointModel
 

@@ -1,0 +1,129 @@
+"""From a folder of collections to a backbone folder with new initial values, in stages that resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from oneshot_medad._runtime import has_fast_bf16, resolve_device
+from oneshot_medad._safetensors import load_tensors
+from oneshot_medad.backbones import Backbone, load_backbone
+from oneshot_medad.backbones.clip import tokenize
+from oneshot_medad.backbones.resolve import resolve
+from oneshot_medad.backbones.specs import STATISTICS, get_spec
+from oneshot_medad.nn.adapters import ContextAdapters
+from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES, Prompts
+from oneshot_medad.pretraining.episodes import Episodes
+from oneshot_medad.pretraining.features import Encoded, encode
+from oneshot_medad.pretraining.heads import Head, HeadRecipe, train
+from oneshot_medad.pretraining.pool import Pool, Rules, read_manifest
+
+RULES = Path(__file__).parent / "pool.json"
+"""Of the pool that the embedded weights were made from."""
+HEADS = "heads.safetensors"
+N_GISTS = 24
+"""Images of each collection by which a fit knows how far it is from the pool."""
+
+
+def pretrain(
+    data: str | Path,
+    out: str | Path,
+    rules: Rules | None = None,
+    n_episodes: int = 6000,
+    recipe: HeadRecipe | None = None,
+    labels: bool = True,
+    backbone: str | Path = "tiny",
+    device: str = "auto",
+    seed: int = 7,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Train adapters, prompts and scale on one-shot episodes over a pool of collections.
+
+    Parameters
+    ----------
+    data
+        Folder with ``MANIFEST.csv``; see `read_manifest`.
+    out
+        Folder for encoded episodes and the result. A run that was broken off goes on there.
+    rules
+        What is odd about some collections; None if nothing is.
+    n_episodes
+        Episodes to encode, 1 MB each with the embedded networks.
+    recipe
+        How the heads are trained.
+    labels
+        Use masks and labels of real lesions; without, every lesion is drawn.
+    backbone, device
+        As for `AnomalyDetector`.
+    seed
+        Of all draws of episodes.
+    progress
+        Is told how far it is.
+
+    Returns
+    -------
+    The folder of the backbone with its new initial values, for ``AnomalyDetector(backbone=...)``.
+    """
+    out, recipe = Path(out), recipe or HeadRecipe()
+    frozen = load_backbone(resolve(get_spec(backbone), True), resolve_device(device))
+    pool = Pool(read_manifest(data), rules or Rules(), frozen.spec.image_px, _embedder(frozen))
+    progress(f"{len(pool.collections)} collections, {sum(len(c.fields) for c in pool.collections.values())} images")
+    encode(Episodes(pool, seed, labels), frozen.vision, n_episodes, out / "episodes", progress)
+    episodes = Encoded(out / "episodes")
+    head, means = train(new_head(frozen, episodes, recipe.seed), frozen.text, episodes, recipe, progress)
+    made = out / "backbone"
+    shutil.copytree(frozen.folder, made, dirs_exist_ok=True)
+    record = {"episodes": len(episodes), "seed": seed, "labels": labels, **asdict(recipe), "losses": means}
+    write(frozen, head, pool_gists(frozen, pool), made, {**record, "collections": list(pool.collections)})
+    return made
+
+
+def new_head(backbone: Backbone, episodes: Encoded, seed: int) -> Head:
+    """Adapters and prompts with random values, for a backbone."""
+    torch.manual_seed(seed)
+    tokens = [tokenize(phrases) for phrases in (NORMAL_PHRASES, ABNORMAL_PHRASES)]
+    embedded = [backbone.text.embed(t.to(backbone.device)).float().cpu() for t in tokens]
+    channels = [f.shape[1] for f in episodes.features(0)]
+    return Head(ContextAdapters(channels, backbone.embed_dim), Prompts(tokens, embedded), 20.0).to(backbone.device)
+
+
+def pool_gists(backbone: Backbone, pool: Pool) -> torch.Tensor:
+    """(N, G) what kind of image some of each collection are."""
+    rng, found = np.random.default_rng(0), []
+    for collection in pool.collections.values():
+        chosen = rng.permutation(len(collection.fields))[:N_GISTS]
+        images = collection.fields[torch.from_numpy(chosen)][:, :3].float() / 255
+        found += [backbone.vision.with_gist(chunk.to(backbone.device))[1].cpu() for chunk in images.split(8)]
+    return torch.cat(found)
+
+
+def write(backbone: Backbone, head: Head, gists: torch.Tensor, folder: Path, record: dict[str, Any]) -> None:
+    """Put what was trained among the initial values in ``folder``, and the gists among its statistics."""
+    from safetensors.torch import save_file
+
+    parts = {k: v for k, v in backbone.initial.items() if k.startswith(("unet.", "projection."))}
+    parts |= {f"adapters.clip.{k}": v for k, v in head.adapters.state_dict().items()}
+    parts |= {"prompts.context": head.prompts.context, "log_scale": head.log_scale}
+    save_file({k: v.detach().cpu().half().contiguous() for k, v in parts.items()}, folder / HEADS)
+    (folder / HEADS).with_suffix(".json").write_text(json.dumps({"record": record}, indent=2) + "\n")
+    statistics = load_tensors(folder / STATISTICS)
+    save_file({**statistics, "pool_gists": gists.half().contiguous()}, folder / STATISTICS)
+
+
+def _embedder(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Image embeddings, fast."""
+
+    @torch.no_grad()
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        device = backbone.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+            return backbone.vision.raw(images.to(device).contiguous(memory_format=torch.channels_last))[1].float().cpu()
+
+    return embed

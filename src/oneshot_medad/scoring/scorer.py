@@ -1,0 +1,281 @@
+"""All branches of a fitted detector, and their fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from oneshot_medad._runtime import Drawing
+from oneshot_medad.config import Recipe
+from oneshot_medad.evaluation import auroc
+from oneshot_medad.nn.adapters import Judged, highest
+from oneshot_medad.nn.matching import Match, References, match
+from oneshot_medad.scoring.distances import LEAST, Subspace, distance_map, distance_score
+from oneshot_medad.synthesis.deviation import N_TIMES
+from oneshot_medad.training.cache import Encoded, Views
+from oneshot_medad.training.joint import JointModel, Shapes
+
+EXACT = ("offsets", "weights", "spread", "latent_spread", "subspace.")
+"""Beginnings of the names of what is stored in full precision."""
+
+Found = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Of each branch a (B, h, w) map and (B,) scores in one unit: logits, or logarithms of distances."""
+
+
+class Scorer(nn.Module):
+    """All branches of a fitted detector and their fusion.
+
+    Parameters
+    ----------
+    model
+        The trained parts.
+    text
+        (2, D) text features, computed once.
+    references
+        Vision features of the reference views and their spread; None if no branch compares.
+    latent
+        The same of their projected latents, for a recipe whose latent branch compares.
+    subspace
+        Of the normal views' features, for a recipe with distances.
+    gists
+        (V, G) `VisionTower.with_gist` of the same views; None judges every image as if it were of their kind.
+    n_images
+        Number of normal images.
+
+    Notes
+    -----
+    All but `EXACT` is rounded to half precision here, so that a stored detector of half the size gives the same bits.
+    """
+
+    text: torch.Tensor
+    gists: torch.Tensor
+    offsets: torch.Tensor
+    weights: torch.Tensor
+    n_images: torch.Tensor
+    sha256: str = ""
+    "`fingerprint` of the fitted detector, once it has been asked for."
+
+    def __init__(
+        self,
+        model: JointModel,
+        text: torch.Tensor,
+        references: References | None = None,
+        latent: References | None = None,
+        subspace: Subspace | None = None,
+        gists: torch.Tensor | None = None,
+        n_images: int = 1,
+    ) -> None:
+        super().__init__()
+        self.recipe: Recipe = model.recipe
+        self.model = model
+        self.register_buffer("text", text)
+        self.register_buffer("gists", torch.zeros(0, _gist_size(model.shapes)) if gists is None else gists)
+        for prefix, found in (("", references), ("latent_", latent)):
+            if found is not None:
+                self.register_buffer(f"{prefix}spread", found.spread)
+                for level, values in enumerate(found.levels):
+                    self.register_buffer(f"{prefix}reference{level}", values.contiguous())
+        self.subspace = subspace
+        with torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                if not name.startswith(EXACT):
+                    tensor.copy_(tensor.half())
+        self.register_buffer("n_images", torch.tensor(float(n_images)))
+        self.register_buffer("offsets", torch.zeros(len(self.recipe.branches)))
+        self.register_buffer("weights", torch.ones(len(self.recipe.branches)) / len(self.recipe.branches))
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a prediction depends on, ready to be stored: half precision but for `EXACT`."""
+        return {k: v.cpu() if k.startswith(EXACT) else v.cpu().half() for k, v in self.state_dict().items()}
+
+    @classmethod
+    def from_tensors(cls, recipe: Recipe, shapes: Shapes, tensors: dict[str, torch.Tensor]) -> Scorer:
+        """The scorer whose `to_tensors` is ``tensors``.
+
+        Raises
+        ------
+        ValueError
+            A tensor that is missing, too much, or of another shape or type than recipe and shapes call for.
+        """
+        for name, tensor in tensors.items():
+            wanted = torch.float32 if name.startswith(EXACT) else torch.float16
+            if tensor.dtype != wanted:
+                raise ValueError(f"{name} is {tensor.dtype}; wanted {wanted}")
+        references = _references(tensors, "", shapes) if recipe.compares else None
+        latent = _references(tensors, "latent_", shapes) if recipe.context and "latent" in recipe.branches else None
+        subspace = _subspace(tensors, shapes) if "distance" in recipe.branches else None
+        count = tensors["gists"].shape[:1].numel() if "gists" in tensors else 0
+        gists = torch.zeros(count, _gist_size(shapes))
+        with Drawing(0):  # values that are read over
+            model = JointModel(recipe, shapes)
+        scorer = cls(model, torch.zeros(2, shapes.embed_dim), references, latent, subspace, gists)
+        try:
+            scorer.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        return scorer
+
+    def references(self, prefix: str = "") -> References | None:
+        """What vision features, or with ``latent_`` projected latents, are compared with."""
+        named = dict(self.named_buffers(recurse=False))
+        if f"{prefix}spread" not in named:
+            return None
+        levels = range(len(self.model.shapes.levels))
+        return References([named[f"{prefix}reference{i}"] for i in levels], named[f"{prefix}spread"])
+
+    @torch.no_grad()
+    def branches(
+        self, z: torch.Tensor | None, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None
+    ) -> Found:
+        """Map, on the latent grid, and image scores of every branch.
+
+        ``z`` may be None if no branch reads it; the features of the mirror images are needed if the recipe says so.
+        """
+        found = self._of_features(features)
+        if mirrored is not None:
+            for branch, (maps, scores) in self._of_features(mirrored).items():
+                maps_before, scores_before = found[branch]
+                found[branch] = (maps_before + maps.flip(-1)) / 2, (scores_before + scores) / 2
+        if z is not None and "latent" in self.recipe.branches:
+            judged = self.model.judge("latent", self.model.projection(z), self.text, self.references("latent_"))
+            found["latent"] = self._learned("latent", judged)
+        if z is not None and "deviation" in self.recipe.branches:
+            maps = self._deviation(z).clamp(min=LEAST).log()
+            found["deviation"] = maps, highest(maps, self.recipe.top_fraction)
+        size = (self.model.shapes.grid, self.model.shapes.grid)
+        return {
+            branch: (
+                F.interpolate(found[branch][0][:, None], size, mode="bilinear", align_corners=False)[:, 0],
+                found[branch][1],
+            )
+            for branch in self.recipe.branches
+        }
+
+    def _of_features(self, features: list[torch.Tensor]) -> Found:
+        """The branches that read vision features; what they compare with is looked up once."""
+        references, matches = self.references(), None
+        if references is not None:
+            matches = [match(f, r) for f, r in zip(features, references.levels, strict=True)]
+        found: Found = {}
+        if "clip" in self.recipe.branches:
+            found["clip"] = self._learned("clip", self.model.judge("clip", features, self.text, references, matches))
+        if "distance" in self.recipe.branches:
+            found["distance"] = self._distance(features, references, matches)
+        return found
+
+    def _learned(self, branch: str, judged: Judged) -> tuple[torch.Tensor, torch.Tensor]:
+        adapters = self.model.adapters[branch]
+        return adapters.map_logit(judged), adapters.image_logit(judged, self.recipe.top_fraction)  # type: ignore[operator]
+
+    def _distance(
+        self, features: Sequence[torch.Tensor], references: References | None, matches: Sequence[Match] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert references is not None
+        assert matches is not None
+        assert self.subspace is not None
+        maps = distance_map(matches, references, self.subspace(features), round(float(self.n_images)))
+        return maps.clamp(min=LEAST).log(), distance_score(maps)
+
+    def _deviation(self, z: torch.Tensor) -> torch.Tensor:
+        """Mean square deviation that the network predicts for the untouched latent, over all timesteps."""
+        total = torch.zeros(len(z), *z.shape[-2:], device=z.device)
+        for t in range(0, N_TIMES, 3):
+            total += self.model.unet(z, torch.full((len(z),), t, device=z.device)).square().mean(dim=1)
+        return total
+
+    @property
+    def knows_kind(self) -> bool:
+        """Whether `similarity` has anything to compare with."""
+        return len(self.gists) > 0
+
+    @torch.no_grad()
+    def similarity(self, gists: torch.Tensor) -> torch.Tensor:
+        """(B,) cosine between the kind of (B, G) images and that of the closest reference view; 1 without any."""
+        if not self.knows_kind:
+            return torch.ones(len(gists), device=gists.device)
+        return (gists @ self.gists.T).amax(dim=1)
+
+    @torch.no_grad()
+    def calibrate(
+        self, views: Views, device: torch.device, trust: dict[str, float] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fix offsets and weights on the held-out views; return their fused (normal, lesion) image scores.
+
+        A branch counts with the recipe's weight, times ``trust``, times the square of how well it separates the two,
+        2·AUROC − 1. The whole is shifted and scaled so that the median normal view scores 0 and the median lesion 1.
+        """
+        normal = self.branches(*_inputs(views.held_normal, device))
+        lesion = self.branches(*_inputs(views.held_lesion, device))
+        weights = []
+        for i, (branch, weight) in enumerate(self.recipe.branches.items()):
+            low, high = normal[branch][1].cpu(), lesion[branch][1].cpu()
+            self.offsets[i] = low.median()
+            labels = [0] * len(low) + [1] * len(high)
+            parted = max(0.0, 2 * auroc(labels, torch.cat([low, high]).numpy()) - 1) ** 2
+            weights.append(weight * (trust or {}).get(branch, 1.0) * parted)
+        if sum(weights) < 1e-6:
+            weights = list(self.recipe.branches.values())
+        self.weights.copy_(torch.tensor(weights))
+        low, high = (self.fuse(found)[0].cpu() for found in (normal, lesion))
+        gap = max(float(high.median() - low.median()), 0.25 * float(low.std()), 1e-6)
+        self.offsets += low.median().to(device) / self.weights.sum()
+        self.weights /= gap
+        return self.fuse(normal)[0], self.fuse(lesion)[0]
+
+    def fuse(self, found: Found) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) scores and (B, h, w) heatmaps: weighted sums over the branches.
+
+        A heatmap is shifted so that the mean of its highest ``top_fraction`` is the image's score: what branches say of
+        the image as a whole raises or lowers all of it.
+        """
+        pairs = [found[branch] for branch in self.recipe.branches]
+        maps = sum(w * (m - o) for (m, _), w, o in zip(pairs, self.weights, self.offsets, strict=True))
+        scores = sum(w * (s - o) for (_, s), w, o in zip(pairs, self.weights, self.offsets, strict=True))
+        assert isinstance(maps, torch.Tensor)
+        assert isinstance(scores, torch.Tensor)
+        return scores, maps + (scores - highest(maps, self.recipe.top_fraction))[:, None, None]
+
+    def forward(
+        self, z: torch.Tensor | None, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B,) scores and (B, h, w) heatmaps; higher is more abnormal. See `branches`."""
+        return self.fuse(self.branches(z, features, mirrored))
+
+
+def _gist_size(shapes: Shapes) -> int:
+    return shapes.embed_dim + shapes.levels[-1][0]
+
+
+def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+    """A tensor of a shape, of which None may be anything but 0."""
+    found = tuple(tensors[name].shape) if name in tensors else "missing"
+    fits = len(found) == len(shape) and all(g == w or (w is None and g) for g, w in zip(found, shape, strict=True))
+    if not fits:
+        raise ValueError(f"{name} is {found}; wanted {tuple('any' if n is None else n for n in shape)}, not empty")
+    return tensors[name].float()
+
+
+def _references(tensors: dict[str, torch.Tensor], prefix: str, shapes: Shapes) -> References:
+    count = None
+    levels = []
+    for i, (width, side) in enumerate(shapes.levels):
+        levels.append(_expect(tensors, f"{prefix}reference{i}", (count, width, side, side)))
+        count = len(levels[0])
+    return References(levels, _expect(tensors, f"{prefix}spread", (len(levels), 2)))
+
+
+def _subspace(tensors: dict[str, torch.Tensor], shapes: Shapes) -> Subspace:
+    widths = [width for width, _ in shapes.levels]
+    return Subspace(
+        [_expect(tensors, f"subspace.mean{i}", (width,)) for i, width in enumerate(widths)],
+        [_expect(tensors, f"subspace.minor{i}", (None, width)) for i, width in enumerate(widths)],
+        _expect(tensors, "subspace.spread", (len(widths),)),
+    )
+
+
+def _inputs(views: Encoded, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor] | None]:
+    there = views.to(device)
+    return there.z, there.features, there.mirrored

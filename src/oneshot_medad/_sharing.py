@@ -226,7 +226,7 @@ class Shareable(Parameters, Copyable):
             _, spec, target, _ = detector._checked()
             spec = resolve(spec, fetch != "never")
             scorer = read_mediclip(folder, load_backbone(spec, target))
-            detector._take(spec, target, scorer, uncalibrated(0.5, "none", 0), provenance([]))
+            detector._take(spec, target, scorer, uncalibrated(0.0, "none", 0), provenance([]))
             return detector
         if not folder.is_dir():
             if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):

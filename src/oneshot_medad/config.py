@@ -58,11 +58,11 @@ class Recipe:
     weight_detection, weight_deviation, weight_alignment
         w1, w2 and the weight of P's regression to the real features of the normal views.
     branches
-        What enters the score, each with its weight: ``clip`` reads the vision tower's features, ``latent`` the
-        projected latents, ``distance`` is how far features lie from those of the normal images, in units of their own spread,
-        with nothing learned (PatchCore, SubspaceAD), ``deviation`` the size of the deviation that the network sees in
-        the latent itself (DeCo-Diff). All are logits or logarithms. The weight of ``distance`` is that beyond the pool
-        that the initial values were trained on; within it counts a fifth (`trust_in_distance`).
+        What enters the score, each with its weight; all are logits or logarithms. ``clip`` reads the vision tower's
+        features, ``latent`` the projected latents; ``distance`` is how far features lie from those of the normal
+        images, in units of their own spread, with nothing learned (PatchCore, SubspaceAD); ``deviation`` is the size of
+        the deviation that the network sees in the latent itself (DeCo-Diff). The weight of ``distance`` is that beyond
+        the pool that the initial values were trained on; within it counts a fifth (`trust_in_distance`).
     mirror
         Score each image together with its mirror image and average the maps of the branches that read the vision
         tower, which then runs twice.

@@ -30,7 +30,7 @@ def served(hub, monkeypatch, tmp_path):
 def test_fit_save_load_and_predict_through_the_hub(served, sample, tmp_path):
     recipe = replace(
         Recipe.named("scratch"), n_reference=2, n_views=3, n_lesions=3, n_held=2, n_steps=2, batch_size=2,
-        branches={"clip": 0.8, "latent": 0.1, "nearest": 0.1},
+        branches={"clip": 1.0, "latent": 1.0, "distance": 8.0},
     )  # fmt: skip
     detector = AnomalyDetector(backbone="medvae-vitl14", recipe=recipe, random_state=0).fit(sample.support)
     scores, heatmaps = detector.predict(sample.images[:2])

@@ -47,7 +47,7 @@ def test_levels_of_every_tower(spec):
 
 @pytest.mark.parametrize("spec", ["transformer"], indirect=True)
 def test_detectors_and_fits(spec, small, sample):
-    recipe = replace(small, branches={"clip": 0.5, "nearest": 0.5})
+    recipe = replace(small, branches={"clip": 1.0, "distance": 8.0})
 
     def fit(seed):
         return AnomalyDetector(spec, recipe=recipe, random_state=seed).fit(sample.support)

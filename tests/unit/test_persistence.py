@@ -339,11 +339,11 @@ def test_an_evaluation_is_stored_and_shown(fitted, sample, tmp_path):
 
 
 def test_a_detector_with_other_parameters_comes_back_with_them(sample, small, tmp_path):
-    made = AnomalyDetector(recipe=replace(small, branches={"nearest": 1.0}), intensity_range=(0, 300), random_state=3)
+    made = AnomalyDetector(recipe=replace(small, branches={"distance": 1.0}), intensity_range=(0, 300), random_state=3)
     made.fit(sample.support.astype("int16"))
     loaded = AnomalyDetector.from_pretrained(made.save_pretrained(tmp_path / "d"))
     assert loaded.intensity_range == (0, 300)
-    assert loaded.recipe.branches == {"nearest": 1.0}
+    assert loaded.recipe.branches == {"distance": 1.0}
     assert np.array_equal(loaded.predict(sample.images[:1]).scores, made.predict(sample.images[:1]).scores)
 
 

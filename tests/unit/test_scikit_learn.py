@@ -18,8 +18,8 @@ def test_fields_of_the_recipe_are_parameters():
     detector = AnomalyDetector(random_state=0)
     assert detector.get_params()["recipe__n_lesions"] == Recipe.named("default").n_lesions
     assert "recipe__n_lesions" not in detector.get_params(deep=False)
-    assert detector.set_params(recipe__n_lesions=7, recipe__branches={"nearest": 1.0}, n_steps=2) is detector
-    assert (detector.recipe.n_lesions, detector.recipe.branches, detector.n_steps) == (7, {"nearest": 1.0}, 2)
+    assert detector.set_params(recipe__n_lesions=7, recipe__branches={"distance": 1.0}, n_steps=2) is detector
+    assert (detector.recipe.n_lesions, detector.recipe.branches, detector.n_steps) == (7, {"distance": 1.0}, 2)
     assert detector.get_params()["recipe__n_lesions"] == 7
     twin = clone(detector)
     assert (twin.recipe, twin.get_params()) == (detector.recipe, detector.get_params())

@@ -17,7 +17,7 @@ from oneshot_medad.errors import PersistenceError
 from oneshot_medad.persistence.folder import BACKBONE, CALIBRATION, CARD, CONFIG, MODEL, PROVENANCE, SHEET, replacing
 from oneshot_medad.persistence.read import is_number, read_json, read_tensors, take
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the folder's format; raised when a reader of the old one could not read the new one."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -1,0 +1,120 @@
+"""From a folder of collections to new initial values, on a few generated images."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from oneshot_medad import AnomalyDetector
+from oneshot_medad.backbones.specs import WEIGHTS
+from oneshot_medad.errors import ConfigError
+from oneshot_medad.pretraining.episodes import N_IMAGES, N_JUDGED, Episodes
+from oneshot_medad.pretraining.heads import HeadRecipe
+from oneshot_medad.pretraining.pool import Pool, Rules, read_manifest
+from oneshot_medad.pretraining.run import RULES, pretrain
+
+COLUMNS = ("role", "set", "path", "label", "class", "mask", "patient")
+
+
+@pytest.fixture(scope="module")
+def data(sample, tmp_path_factory):
+    """Three collections of slices: with masks and labels, with labels alone, and with normal images alone."""
+    root, rows = tmp_path_factory.mktemp("data"), []
+    for name in ("masked", "labelled", "normal_only", "lesions"):
+        for i, (image, label, mask) in enumerate(zip(sample.images, sample.labels, sample.masks, strict=True)):
+            if (name == "normal_only" and label) or (name == "lesions" and not label):
+                continue
+            path, mask_path = f"{name}{i}.png", f"{name}{i}_mask.png"
+            Image.fromarray(image).save(root / path)
+            Image.fromarray(mask).save(root / mask_path)
+            has = bool(label) and name in ("masked", "lesions")
+            word = "abnormal" if label else "normal"
+            rows.append(("pool", name, path, word, f"normal-{i % 2}", mask_path if has else "", f"p{i}"))
+    with (root / "MANIFEST.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return root
+
+
+def pool_of(data, **rules):
+    return Pool(read_manifest(data), Rules(**rules), 64, lambda images: images.mean((2, 3)))
+
+
+def test_rules_of_the_embedded_weights_can_be_read_and_typing_errors_are_refused():
+    rules = Rules.from_dict(json.loads(RULES.read_text()))
+    assert "brisc" in rules.no_image_labels
+    with pytest.raises(ConfigError, match="window"):
+        Rules.from_dict({"window": []})
+
+
+def test_collections_follow_their_rules(data):
+    plain = pool_of(data)
+    assert sorted(plain.collections) == ["labelled", "masked", "normal_only"]  # lesions alone have nothing normal
+    assert plain.collections["labelled"].abnormal
+    assert sum(plain.share.values()) == pytest.approx(1)
+    odd = pool_of(data, skip=("masked",), no_image_labels=("labelled",), windows=("lesions",), share={"normal": 0.5})
+    assert sorted(odd.collections) == ["labelled", "lesions", "normal_only"]
+    assert not odd.collections["labelled"].abnormal  # neither a label nor a mask is left
+    assert odd.share["normal_only"] / odd.share["labelled"] < plain.share["normal_only"] / plain.share["labelled"]
+    with pytest.raises(ConfigError, match="pool"):
+        pool_of(data, skip=("masked", "labelled", "normal_only"))
+
+
+def test_pairs_share_what_the_rule_says(data):
+    collection = pool_of(data, pair_by={"normal_only": "class"}).collections["normal_only"]
+    rng = np.random.default_rng(0)
+    for k in collection.normal:
+        same = [i for i in collection.normal if i % 2 == k % 2 and i != k]
+        assert set(collection.near(k, collection.normal, rng, 20)) <= set(same or collection.normal)
+
+
+def test_episodes_show_references_a_drawn_lesion_an_abnormal_and_normal_images(data):
+    episodes = Episodes(pool_of(data, windows=("lesions",)), seed=3)
+    seen = set()
+    for _ in range(40):
+        found = episodes.draw()
+        seen.add(found.collection)
+        assert found.images.shape == (N_IMAGES, 3, 64, 64)
+        assert found.masks.shape == (N_JUDGED, 64, 64)
+        assert 0 <= float(found.images.min()) <= float(found.images.max()) <= 1
+        assert found.labels[:3].tolist() == [1, 1, 0]
+        lesion = found.masks.flatten(1).any(1)
+        assert lesion[0]  # drawn
+        assert not lesion[2]  # normal
+        if found.collection in ("masked", "lesions", "normal_only"):
+            assert found.has_mask.all()
+            assert lesion[1]
+    assert seen == {"masked", "labelled", "normal_only", "lesions"}
+
+
+def test_without_labels_every_lesion_is_drawn(data):
+    episodes = Episodes(pool_of(data), seed=3, labels=False)
+    for _ in range(20):
+        found = episodes.draw()
+        assert found.labels.tolist() == [1, 1, 0, 0]
+        assert found.masks.flatten(1).any(1).tolist() == [True, True, False, False]
+
+
+@pytest.mark.slow
+def test_a_broken_run_goes_on_and_its_result_fits(data, tmp_path, sample, small, monkeypatch):
+    monkeypatch.setattr("oneshot_medad.pretraining.features.SHARD", 2)
+    said: list[str] = []
+    recipe = HeadRecipe(steps=2, count=2)
+    made = pretrain(data, tmp_path / "a", n_episodes=4, recipe=recipe, device="cpu", progress=said.append)
+    first = load_file(made / "heads.safetensors")
+    assert {k: v.shape for k, v in first.items()} == {
+        k: v.shape for k, v in load_file(WEIGHTS / "heads.safetensors").items()
+    }
+    assert json.loads((made / "heads.json").read_text())["record"]["collections"] == [
+        "labelled", "masked", "normal_only"
+    ]  # fmt: skip
+    (tmp_path / "a" / "episodes" / "00001.safetensors").unlink()
+    again = pretrain(data, tmp_path / "a", n_episodes=4, recipe=recipe, device="cpu", progress=said.append)
+    assert all(torch.equal(first[k], v) for k, v in load_file(again / "heads.safetensors").items())
+    gists = load_file(made / "statistics.safetensors")["pool_gists"]
+    assert len(gists) == sum(len(c.fields) for c in pool_of(data).collections.values())
+    detector = AnomalyDetector(backbone=made, recipe=small, random_state=0).fit(sample.support)
+    assert np.isfinite(detector.predict(sample.images[:2]).scores).all()

@@ -61,8 +61,9 @@ class Recipe:
         What enters the score, each with its weight; all are logits or logarithms. ``clip`` reads the vision tower's
         features, ``latent`` the projected latents; ``distance`` is how far features lie from those of the normal
         images, in units of their own spread, with nothing learned (PatchCore, SubspaceAD); ``deviation`` is the size of
-        the deviation that the network sees in the latent itself (DeCo-Diff). The weight of ``distance`` is that beyond
-        the pool that the initial values were trained on; within it counts a fifth (`trust_in_distance`).
+        the deviation that the network sees in the latent itself (DeCo-Diff). How far the
+        images are from the pool that the initial values were trained on changes the weight of ``distance``, from a
+        fifth to the double (`trust_in_distance`).
     mirror
         Score each image together with its mirror image and average the maps of the branches that read the vision
         tower, which then runs twice.

@@ -3,7 +3,7 @@ import torch
 
 from oneshot_medad.nn.matching import References, match
 from oneshot_medad.scoring.distances import Subspace, distance_map, distance_score
-from oneshot_medad.scoring.trust import BEYOND, WITHIN, reach, trust_in_distance
+from oneshot_medad.scoring.trust import FAR, NEAR, reach, trust_in_distance
 
 
 def normal_like(count, seed=0, channels=8, side=6):
@@ -53,8 +53,8 @@ def test_the_score_is_half_of_the_highest_places_and_half_of_all():
 
 
 def test_trust_in_distance_falls_towards_the_pool():
-    found = [trust_in_distance(s) for s in (0.0, BEYOND, (BEYOND + WITHIN) / 2, WITHIN, 1.0)]
-    assert found[0] == found[1] == 1
+    found = [trust_in_distance(s) for s in (0.0, FAR, (FAR + NEAR) / 2, NEAR, 1.0)]
+    assert found[0] == found[1]
     assert found[1] > found[2] > found[3] == found[4] > 0
 
 

@@ -101,8 +101,8 @@ class VisionTower(nn.Module):
         """(B, C_l, h_l, w_l) level features as the tower gives them, and (B, D) image embeddings."""
         kept: dict[str, torch.Tensor] = {}
         visual = _tapped(self.visual, self.levels, kept)
-        scaled = (images - self.pixel_mean) / self.pixel_std
-        embedded = visual(scaled.to(next(self.visual.parameters()).dtype))
+        scaled = ((images - self.pixel_mean) / self.pixel_std).to(next(self.visual.parameters()).dtype)
+        embedded = visual(scaled.contiguous(memory_format=torch.channels_last))  # as the weights lie
         return [self._grid(name, kept[name]).float() for name in self.levels], embedded.float()
 
     def _grid(self, name: str, output: torch.Tensor) -> torch.Tensor:

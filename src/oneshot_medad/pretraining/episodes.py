@@ -18,8 +18,8 @@ from oneshot_medad.synthesis.lesions import add_lesions
 N_NORMAL, N_VIEWS, N_JUDGED = 6, 2, 4
 """Normal references, views of the first, and judged images of an episode."""
 N_IMAGES = N_NORMAL + N_VIEWS + N_JUDGED
-SMALLEST_WINDOW, LARGEST_WINDOW = 80, 176
-"""Sides of windows in pixels of the field."""
+SMALLEST_WINDOW, LARGEST_WINDOW = 5 / 16, 11 / 16
+"""Sides of windows as a share of the field."""
 LARGEST_LESION, SELDOM_LARGER = 0.15, 0.4
 """Share of the field that a drawn lesion covers at most, mostly, and in three of ten cases."""
 
@@ -108,7 +108,8 @@ class Episodes:
     def _windows(self, c: Collection) -> Episode | None:
         """The same of windows without and with a lesion; None where no such window was found."""
         rng, real = self.rng, bool(c.masked) and self.labels
-        size = int(rng.integers(SMALLEST_WINDOW, LARGEST_WINDOW))
+        side = c.fields.shape[-1]
+        size = int(rng.integers(round(SMALLEST_WINDOW * side), round(LARGEST_WINDOW * side)))
         sources = c.masked or list(range(len(c.fields)))
         anchor, same = int(rng.choice(sources)), rng.random() < 0.5
 

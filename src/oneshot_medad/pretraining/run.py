@@ -28,7 +28,7 @@ from oneshot_medad.pretraining.pool import Pool, Rules, read_manifest
 RULES = Path(__file__).parent / "pool.json"
 """Of the pool that the embedded weights were made from."""
 HEADS = "heads.safetensors"
-N_GISTS = 24
+N_GISTS = 50
 """Images of each collection by which a fit knows how far it is from the pool."""
 
 
@@ -81,7 +81,8 @@ def pretrain(
     made = out / "backbone"
     shutil.copytree(frozen.folder, made, dirs_exist_ok=True)
     record = {"episodes": len(episodes), "seed": seed, "labels": labels, **asdict(recipe), "losses": means}
-    write(frozen, head, pool_gists(frozen, pool), made, {**record, "collections": list(pool.collections)})
+    gists = pool_gists(frozen, pool, (rules or Rules()).unlike_a_patient)
+    write(frozen, head, gists, made, {**record, "collections": list(pool.collections)})
     return made
 
 
@@ -94,10 +95,12 @@ def new_head(backbone: Backbone, episodes: Encoded, seed: int) -> Head:
     return Head(ContextAdapters(channels, backbone.embed_dim), Prompts(tokens, embedded), 20.0).to(backbone.device)
 
 
-def pool_gists(backbone: Backbone, pool: Pool) -> torch.Tensor:
+def pool_gists(backbone: Backbone, pool: Pool, without: tuple[str, ...] = ()) -> torch.Tensor:
     """(N, G) what kind of image some of each collection are."""
     rng, found = np.random.default_rng(0), []
-    for collection in pool.collections.values():
+    for name, collection in pool.collections.items():
+        if name.startswith(without):
+            continue
         chosen = rng.permutation(len(collection.fields))[:N_GISTS]
         images = collection.fields[torch.from_numpy(chosen)][:, :3].float() / 255
         found += [backbone.vision.with_gist(chunk.to(backbone.device))[1].cpu() for chunk in images.split(8)]

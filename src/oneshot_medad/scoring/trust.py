@@ -1,17 +1,19 @@
 """How much plain distances count beside what was learned from a pool: it depends on how far from the pool an image is.
 
-Measured on collections that a head had not seen: there a weight of 8 on the logarithm of the distances is best,
-whatever the collection; on further images of collections it had seen, 1 to 2.
+A head knows the lesions of the collections it was trained on and of their kin. On collections that were left out of its
+training the best weight of the distances was the higher, the less their images looked like those left in.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-WITHIN, BEYOND = 0.9, 0.8
-"""Similarity to the pool from which a collection counts as seen, and below which it counts as new."""
-LEAST = 0.2
-"""Share of its weight that the distance keeps within the pool."""
+NEAR, FAR = 0.8, 0.5
+"""Similarity to the pool from which an image counts as one of it, and below which it counts as unlike all of it."""
+LEAST, MOST = 0.2, 2.0
+"""Factors on the weight of the distances there."""
 CLOSEST = 5
 """Number of the pool's images whose similarity is averaged."""
 
@@ -24,12 +26,12 @@ def reach(gists: torch.Tensor, pool: torch.Tensor | None) -> float:
 
 
 def trust_in_distance(similarity: float) -> float:
-    """Factor on the weight of the distances: 1 beyond the pool, `LEAST` within, linear in between.
+    """Factor on the weight of the distances: `MOST` far from the pool, `LEAST` near it, geometric in between.
 
     Examples
     --------
-    >>> [round(trust_in_distance(s), 2) for s in (0.5, 0.85, 0.95)]
-    [1.0, 0.6, 0.2]
+    >>> [round(trust_in_distance(s), 2) for s in (0.4, 0.65, 0.9)]
+    [2.0, 0.63, 0.2]
     """
-    within = min(1.0, max(0.0, (similarity - BEYOND) / (WITHIN - BEYOND)))
-    return 1 - (1 - LEAST) * within
+    within = min(1.0, max(0.0, (similarity - FAR) / (NEAR - FAR)))
+    return math.exp((1 - within) * math.log(MOST) + within * math.log(LEAST))

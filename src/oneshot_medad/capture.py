@@ -12,7 +12,7 @@ from PIL import Image
 from oneshot_medad.errors import ExtraError, ImageFileError
 from oneshot_medad.images.dicom_values import whole
 from oneshot_medad.images.expand import source_of
-from oneshot_medad.images.files import Slice
+from oneshot_medad.images.files import Slice, first_file
 from oneshot_medad.images.kinds import kind
 from oneshot_medad.images.open import reading
 from oneshot_medad.visualize import captioned, picture
@@ -138,7 +138,7 @@ def _header(source: Any) -> Any:
     from oneshot_medad.images.dicom import read_dataset
 
     place = source_of(source)
-    file = place.path if isinstance(place, Slice) else place
+    file = (place.origin or (first_file(place),))[0] if isinstance(place, Slice) else place
     try:
         with reading(file):
             is_one = file is not None and kind(file) == "dicom"
@@ -183,8 +183,8 @@ def _refer(ds: Any, origin: Any, source: Any) -> None:
     _copy(origin, "SOPClassUID", image, "ReferencedSOPClassUID")
     _copy(origin, "SOPInstanceUID", image, "ReferencedSOPInstanceUID")
     place = source_of(source)
-    if isinstance(place, Slice) and (whole(origin, "NumberOfFrames") or 1) > 1:
-        image.ReferencedFrameNumber = place.index + 1
+    if isinstance(place, Slice) and place.origin and (whole(origin, "NumberOfFrames") or 1) > 1:
+        image.ReferencedFrameNumber = place.origin[1] + 1
     image.PurposeOfReferenceCodeSequence = [purpose]
     if image.get("ReferencedSOPInstanceUID"):
         ds.SourceImageSequence = [image]

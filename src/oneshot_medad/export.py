@@ -13,6 +13,7 @@ from oneshot_medad._listing import append
 from oneshot_medad._names import file_name
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ConfigError, OneShotError
+from oneshot_medad.images.files import Series
 from oneshot_medad.images.sanity import pixels_sha256
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def input_hash(predictions: Predictions, i: int) -> dict[str, str | None]:
 def file_of(source: Any) -> Path | None:
     """The file on disk that a source is, or lies in; None for anything else."""
     path = getattr(source, "path", source)  # a slice or frame knows its file
+    if isinstance(path, Series):  # a cut through many files has none of its own
+        path = source.origin and source.origin[0]
     return Path(path) if isinstance(path, (str, Path)) and Path(path).is_file() else None
 
 

@@ -62,6 +62,8 @@ class Predictions:
     left_out
         How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
         picture, folders that were not searched.
+    positions
+        Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
     """
 
     scores: np.ndarray
@@ -78,6 +80,7 @@ class Predictions:
     similarities: np.ndarray | None = None
     least_similarity: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    positions: list[float | None] = field(default_factory=list)
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.

@@ -7,30 +7,30 @@ stopped is dropped by the next one, and the whole step is done again, in the sam
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from oneshot_medad._names import cell, file_name, written
 from oneshot_medad.errors import ImageError
 from oneshot_medad.export import record_lines
-from oneshot_medad.images.files import File, Slice
+from oneshot_medad.images.expand import slices
+from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, VOLUME_COLUMNS, Outputs
 
-_ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal) (\d+)\]", re.DOTALL)
-
 Rows = list[dict[str, Any]]
+Place: TypeAlias = tuple[File | Series, str]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Images that are predicted together; ``volume`` is the file and axis that all of them are slices of, if any."""
+    """Images that are predicted together; ``volume`` is the place and axis that all of them are slices of, if any."""
 
     sources: list[Any]
-    volume: tuple[File, str] | None = None
+    volume: Place | None = None
 
     @property
     def names(self) -> list[str]:
@@ -116,7 +116,7 @@ class Run:
         volumes = self._volume(step.volume, predictions) if step.volume else []
         return rows, record_lines(predictions), volumes
 
-    def _volume(self, volume: tuple[File, str], predictions: Any) -> Rows:
+    def _volume(self, volume: Place, predictions: Any) -> Rows:
         try:
             (found,) = predictions.volumes()
         except ImageError:  # its slices say why
@@ -147,7 +147,7 @@ def listed_name(source: Any) -> str:
     return cell(written(str(source)))
 
 
-def volume_name(volume: tuple[File, str]) -> str:
+def volume_name(volume: Place) -> str:
     """What a volume is called in the tables: by its file, and by its axis too if that is not the file's first."""
     file, axis = volume
     try:
@@ -157,7 +157,7 @@ def volume_name(volume: tuple[File, str]) -> str:
     return listed_name(file if axis == first else f"{file}[{axis}]")
 
 
-def _stem(volume: tuple[File, str]) -> str:
+def _stem(volume: Place) -> str:
     return Path(str(volume[0])).name.split(".")[0]
 
 
@@ -182,19 +182,15 @@ def _in_place(steps: Sequence[Step], done: Sequence[Step], listed: Iterable[str]
 
 
 def _steps(sources: Sequence[Any], chunk: int, listed: Iterable[str]) -> Iterator[Step]:
-    """Slices of one volume together, with those that are listed already; other images by ``chunk``."""
-    earlier: dict[tuple[str, str], list[int]] = {}
-    for name in listed:
-        if found := _ADDRESS.fullmatch(name):
-            earlier.setdefault((found[1], found[2]), []).append(int(found[3]))
-    volumes: dict[tuple[File, str], dict[Slice, None]] = {}
+    """Slices of one volume together, in their order, with those that are listed already; other images by ``chunk``."""
+    earlier = set(listed)
+    volumes: dict[Place, set[Slice]] = {}
     for source in sources:
         if (volume := _volume_of(source)) is not None:
-            volumes.setdefault(volume, {})[source] = None
-    for (file, axis), slices in volumes.items():
-        more = {Slice(file, axis, index): None for index in earlier.get((listed_name(file), axis), [])}
-        if not more.keys() <= slices.keys():
-            volumes[file, axis] = dict.fromkeys(sorted(slices | more, key=lambda one: one.index))
+            volumes.setdefault(volume, set()).add(source)
+    for (place, axis), chosen in volumes.items() if earlier else ():
+        with suppress(ImageError):  # what cannot be opened has no others
+            chosen.update(one for one in slices(place, axis) if listed_name(one) in earlier)
     others: list[Any] = []
     for source in sources:
         volume = _volume_of(source)
@@ -204,10 +200,10 @@ def _steps(sources: Sequence[Any], chunk: int, listed: Iterable[str]) -> Iterato
             yield Step(others)
             others = []
         if volume in volumes:
-            yield Step(list(volumes.pop(volume)), volume)
+            yield Step(sorted(volumes.pop(volume), key=lambda one: one.index), volume)
     if others:
         yield Step(others)
 
 
-def _volume_of(source: Any) -> tuple[File, str] | None:
-    return (source.path, source.axis) if isinstance(source, Slice) and source.axis != "frame" else None
+def _volume_of(source: Any) -> Place | None:
+    return (source.path, source.axis) if is_part_of_volume(source) else None

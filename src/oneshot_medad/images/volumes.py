@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from oneshot_medad.errors import ConfigError
-from oneshot_medad.images.files import File, Slice
+from oneshot_medad.images.files import File, Series, Slice
 from oneshot_medad.images.kinds import NIFTI
 from oneshot_medad.images.open import open_stack
 
@@ -58,18 +58,15 @@ class Volume:
 
 def assemble(sources: Sequence[Any], scores: np.ndarray, heatmaps: Sequence[np.ndarray]) -> list[Volume]:
     """One `Volume` for every volume and axis among the sources, in their order."""
-    from oneshot_medad.images.nifti import Nifti
-
-    found: dict[tuple[File, str], dict[int, int]] = {}
+    found: dict[tuple[File | Series, str], dict[int, int]] = {}
     for i, source in enumerate(sources):
         if isinstance(source, Slice) and source.axis != "frame":
             found.setdefault((source.path, source.axis), {})[source.index] = i
     volumes = []
     for (file, axis), places in found.items():
-        stack = open_stack(file)
-        assert isinstance(stack, Nifti)
-        heatmap = stack.from_planes({z: heatmaps[i] for z, i in places.items() if heatmaps[i].size}, axis)
+        grid = open_stack(file).grid  # type: ignore[attr-defined]
+        heatmap = grid.stored({z: heatmaps[i] for z, i in places.items() if heatmaps[i].size}, axis)
         known = np.sort([scores[i] for i in places.values() if not np.isnan(scores[i])])
         score = float(known[-TOP:].mean()) if len(known) else float("nan")
-        volumes.append(Volume(str(file), score, heatmap, stack.affine))
+        volumes.append(Volume(str(file), score, heatmap, grid.affine))
     return volumes

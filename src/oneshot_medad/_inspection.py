@@ -25,6 +25,7 @@ _RULES = {
     "none": "there is none",
     "synthetic": "half-way from augmented views of the normal images to synthetic anomalies; a starting point",
     "normals": "from {n} normal images given to calibrate",
+    "sensitivity": "from labelled images given to calibrate, for a share of the abnormal ones; {n} of them were normal",
     "labels": "from labelled images given to calibrate, {n} of them normal",
     "manual": "set by hand",
 }
@@ -134,13 +135,13 @@ class Inspectable(Shareable):
             raise ImageError(f"Got {len(sources)} images; wanted one. Choose it first, from volumes with slices().")
         return sources[0]
 
-    def _fingerprints(self, sources: list[Any]) -> tuple[list[str], list[str]]:
+    def _fingerprints(self, sources: list[Any], near: bool = True) -> tuple[list[str], list[str]]:
         """Name, and SHA-256 of the pixels, of every entry of `expand`; that of a blank slice is empty.
 
         Raises
         ------
         ImageError
-            Images that the detector was fitted on. Near copies are warned about.
+            Images that the detector was fitted on. Near copies are warned about, if they are looked for.
         """
         names, hashes = [name_of(source, i) for i, source in enumerate(sources)], [""] * len(sources)
         thumbnails = np.zeros((len(sources), THUMBNAIL**2), np.float32)
@@ -153,7 +154,7 @@ class Inspectable(Shareable):
             else:
                 hashes[i], thumbnails[i] = pixels_sha256(image), thumbnail(image)
         check_new(names, hashes, [image["sha256"] for image in self.provenance_["support"]])
-        if alike := near_copies(names, hashes, thumbnails):
+        if near and (alike := near_copies(names, hashes, thumbnails)):
             warnings.warn(f"Got {alike}; wanted each image once. Copies count for nothing.", stacklevel=3)
         return names, hashes
 

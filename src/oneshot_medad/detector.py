@@ -30,6 +30,7 @@ from oneshot_medad.model_selection import normal_rows
 from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import fit_scorer
+from oneshot_medad.studies.limits import Limits
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
 
 
@@ -241,6 +242,7 @@ class AnomalyDetector(Measurable):
             self._calibration["least_similarity"],
             dict(sources.left_out),
             positions,
+            Limits.of(self._calibration),
         )
 
     @torch.no_grad()

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.calibration import shown
+from oneshot_medad.calibration import p_values, percentiles, shown
 from oneshot_medad.errors import ImageFileError
 from oneshot_medad.export import append_jsonl, save_heatmaps
 from oneshot_medad.images.read import MedicalImage, read_image
-from oneshot_medad.images.volumes import Volume, assemble
 from oneshot_medad.regions import Region, find_regions
 from oneshot_medad.results import tables
-from oneshot_medad.results.verdicts import ABNORMAL, JUDGED, count, decide, held_back, places_from
+from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, count, decide, held_back, places_from
+from oneshot_medad.studies.limits import Limits
+from oneshot_medad.studies.volume import Volume, assemble
 from oneshot_medad.visualize import picture, plot
 
 
@@ -64,6 +65,8 @@ class Predictions:
         picture, folders that were not searched.
     positions
         Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
+    volume_limits
+        What volumes are judged by; None takes the limits for single images.
     """
 
     scores: np.ndarray
@@ -81,6 +84,7 @@ class Predictions:
     least_similarity: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     positions: list[float | None] = field(default_factory=list)
+    volume_limits: Limits | None = None
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.
@@ -117,7 +121,7 @@ class Predictions:
         return np.where(self.judged, shown(self.scores, self.threshold), np.nan)
 
     def volumes(self) -> list[Volume]:
-        """Every NIfTI volume among the images with its score and its heatmap on its own grid.
+        """Every NIfTI volume and DICOM series among the images, with its verdict and its heatmap on its own grid.
 
         Slices that cannot be judged, as there may be at both ends, count like blank ones.
 
@@ -128,7 +132,9 @@ class Predictions:
         """
         judged, none = self.judged, np.zeros((0, 0), np.float32)
         heatmaps = [heatmap if known else none for heatmap, known in zip(self.heatmaps, judged, strict=True)]
-        return assemble(self.sources, np.where(judged, self.scores, np.nan), heatmaps)
+        limits = self.volume_limits or Limits(self.threshold, self.uncertain_from)
+        unlike = [i for i in range(len(self)) if self.verdict(i) == CANNOT_JUDGE]
+        return assemble(self.sources, np.where(judged, self.scores, np.nan), heatmaps, limits, unlike, self.provenance)
 
     def verdict(self, i: int) -> str:
         """What to say of image ``i``; see `verdicts`."""
@@ -175,16 +181,14 @@ class Predictions:
         """
         if self.normal_scores is None:
             return None
-        at_least = (self.normal_scores[None] >= self.scores[:, None]).sum(axis=1)
-        return np.where(self.judged, (1 + at_least) / (len(self.normal_scores) + 1), np.nan)
+        return np.where(self.judged, p_values(self.scores, self.normal_scores), np.nan)
 
     @property
     def percentiles(self) -> np.ndarray | None:
         """(N,) percent of the calibration's normal images that score lower, NaN as for `p_values`; None without any."""
         if self.normal_scores is None:
             return None
-        lower = 100 * (self.normal_scores[None] < self.scores[:, None]).mean(axis=1)
-        return np.where(self.judged, lower, np.nan)
+        return np.where(self.judged, percentiles(self.scores, self.normal_scores), np.nan)
 
     def to_rows(self) -> list[dict[str, Any]]:
         r"""One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known.

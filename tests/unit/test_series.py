@@ -16,7 +16,8 @@ from oneshot_medad.images.expand import expand
 from oneshot_medad.images.files import Series
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.images.read import read_image
-from oneshot_medad.images.volumes import assemble
+from oneshot_medad.studies.limits import Limits
+from oneshot_medad.studies.volume import assemble
 
 WINDOW = (0, 4000)
 SHAPE, ZOOMS = (4, 5, 6), (1.0, 2.0, 3.0)
@@ -85,8 +86,8 @@ def test_a_series_is_the_volume_that_nifti_gives(tmp_path, orientation, where):
     own = {AXIAL: "axial", PRONE: "axial", CORONAL: "coronal", SAGITTAL: "sagittal"}[orientation]
     assert expand(place) == slices(place) == slices(place, own)
     maps = [pixels(source)[0].numpy() for source in slices(place)]
-    (volume,) = assemble(slices(place), np.arange(len(maps), dtype=float), maps)
-    (expected,) = assemble(slices(reference, own), np.arange(len(maps), dtype=float), maps)
+    (volume,) = assemble(slices(place), np.arange(len(maps), dtype=float), maps, Limits(0.5))
+    (expected,) = assemble(slices(reference, own), np.arange(len(maps), dtype=float), maps, Limits(0.5))
     ours, theirs = (
         nibabel.as_closest_canonical(nibabel.Nifti1Image(found.heatmap, found.affine)) for found in (volume, expected)
     )
@@ -155,7 +156,7 @@ def test_missing_images_leave_gaps(tmp_path):
         pixels(slices(tmp_path / "scan", "axial", [2])[0])
     with pytest.raises(ImageError, match=r"without its images at axial 2.*Take axial"):
         pixels(slices(tmp_path / "scan", "coronal")[0])
-    (volume,) = assemble(found, np.ones(5), [np.ones((5, 4), np.float32)] * 5)
+    (volume,) = assemble(found, np.ones(5), [np.ones((5, 4), np.float32)] * 5, Limits(0.5))
     assert volume.heatmap.shape == (4, 5, 6)
 
 
@@ -223,7 +224,7 @@ def test_a_tilted_gantry_shears_the_affine(tmp_path):
     planes, *_ = cut(AXIAL)
     write_series(tmp_path / "scan", planes, step=(0, 1.0, 3.0))
     found = expand(tmp_path / "scan")
-    (volume,) = assemble(found, np.ones(6), [np.ones((5, 4), np.float32)] * 6)
+    (volume,) = assemble(found, np.ones(6), [np.ones((5, 4), np.float32)] * 6, Limits(0.5))
     assert np.allclose(volume.affine, [[-1, 0, 0, 0], [0, -2, -1, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
     written = nibabel.load(volume.save(tmp_path / "heat.nii.gz"))
     assert np.allclose(written.affine, volume.affine)

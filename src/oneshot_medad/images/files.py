@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from gzip import GzipFile
@@ -117,6 +117,15 @@ class Slice:
 def is_part_of_volume(source: object) -> bool:
     """Whether a source is a slice of a volume or series, rather than a picture of its own."""
     return isinstance(source, Slice) and source.axis != "frame"
+
+
+def volumes_of(sources: Iterable[object]) -> dict[tuple[File | Series, str], list[Slice]]:
+    """The slices of every volume and axis among some sources, in their order."""
+    found: dict[tuple[File | Series, str], list[Slice]] = {}
+    for source in sources:
+        if isinstance(source, Slice) and source.axis != "frame":
+            found.setdefault((source.path, source.axis), []).append(source)
+    return found
 
 
 def first_file(place: Slice) -> File:

@@ -61,6 +61,11 @@ class Grid:
         place, flip = self._turn[2]
         return next(name for name, axis in AXES.items() if axis == int(place)), flip < 0
 
+    def stored_axis(self, axis: str) -> tuple[int, bool]:
+        """Which stored index runs along an axis, and whether slices are counted against it."""
+        place = [int(found) for found in self._turn[:, 0]].index(AXES[axis])
+        return place, self._turn[place, 1] < 0
+
     def turned(self, values: np.ndarray) -> np.ndarray:
         """(X, Y, Z, …) stored values with their axes turned to RAS+; single slices may be thinner than the grid."""
         from nibabel.orientations import apply_orientation

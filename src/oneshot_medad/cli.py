@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections import Counter
@@ -17,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from oneshot_medad._cli_study import study
 from oneshot_medad._names import printable
+from oneshot_medad._screen import tell as _tell
 
 app = typer.Typer(
     help="One-shot medical anomaly detection. Research use only, not a medical device.",
@@ -57,11 +58,6 @@ class Format(str, Enum):
     npz = "npz"
     nifti = "nifti"
     dicom = "dicom"
-
-
-def _tell(text: str, values: dict[str, Any], as_json: bool) -> None:
-    lines = [json.dumps(values)] if as_json else map(printable, text.splitlines())
-    typer.echo("\n".join(lines))
 
 
 def _load(detector: str, backbone: str | None, progress: bool = False) -> Any:
@@ -244,9 +240,13 @@ def calibrate(
         typer.Option(help="Abnormal images; may be given several times. The threshold then separates the two best."),
     ] = None,
     target_fpr: Annotated[float, typer.Option(help="Share of further normal images that may be flagged.")] = 0.05,
+    target_sensitivity: Annotated[
+        float | None, typer.Option(help="Share of further abnormal images that must be flagged; with --abnormal.")
+    ] = None,
     uncertain_fpr: Annotated[
         float | None, typer.Option(help="Larger share; images that only it would flag are called uncertain.")
     ] = None,
+    by: Annotated[str, typer.Option(help="image, or volume: a threshold for whole volumes.")] = "image",
     accept_unlike: Annotated[
         bool, typer.Option("--accept-unlike", help='Take images too that the detector calls "cannot judge".')
     ] = False,
@@ -258,7 +258,9 @@ def calibrate(
     """Set the threshold of a detector on images of your own; nothing is fitted again."""
     from oneshot_medad.calibration import finest_rate, promises
     from oneshot_medad.errors import ConfigError
+    from oneshot_medad.images.files import volumes_of
     from oneshot_medad.images.read import expand
+    from oneshot_medad.operating import points_text
     from oneshot_medad.persistence.folder import check_target
 
     if out is None and not Path(detector).is_dir():
@@ -268,19 +270,23 @@ def calibrate(
     found = _load(detector, backbone, progress=not as_json)
     groups = [expand(some, recursive=recursive) for some in (normals, abnormal) if some]
     left_out = _left_out(groups)
-    labels = [0] * len(groups[0]) + [1] * len(groups[1]) if abnormal else None
+    counts = [len(volumes_of(group) if by == "volume" else group) for group in groups]
+    labels = [0] * counts[0] + [1] * counts[1] if abnormal else None
     found.calibrate(
         list(chain(*groups)),
         labels,
         target_fpr=target_fpr,
         uncertain_fpr=uncertain_fpr,
+        target_sensitivity=target_sensitivity,
+        by=by,
         accept_unlike=accept_unlike,
     )
     found.save_pretrained(out)
-    stated = found.calibration_
+    stated = found.calibration_["volumes"] if by == "volume" else found.calibration_
     n = stated["n_normal"]
-    head = f"Threshold {found.threshold_:.3f}{_beside(left_out)}: {out}"
-    lines = [head, *promises(stated), f"For p-values, {finest_rate(n)}."]
+    head = f"Threshold {stated['threshold']:.3f}{_beside(left_out)}: {out}"
+    table = points_text(stated["operating_points"])
+    lines = [head, *promises(stated, by), f"For p-values, {finest_rate(n, by)}.", *table.splitlines()]
     values = {"detector": str(out), **stated, "finest_rate": 1 / (n + 1), "left_out": left_out}
     _tell("\n".join(lines), values, as_json)
 
@@ -388,6 +394,9 @@ def download(
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     text = f"{backbone} is in {folder} ({size:.0f} MB). Use it with AnomalyDetector(backbone={str(folder)!r})."
     _tell(text, {"backbone": backbone, "folder": str(folder)}, as_json)
+
+
+app.command()(study)
 
 
 def main() -> None:

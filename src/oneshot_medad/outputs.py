@@ -17,9 +17,11 @@ from oneshot_medad.results.verdicts import JUDGED
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
 HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"
+MAP, SEGMENTATION = ".map.dcm", ".seg.dcm"
+"""What the DICOM objects of a volume end in, beside its NIfTI file."""
 COLUMNS = ("name", "verdict", "flag", "reason", "threshold", "heatmap")
 """Those that are read again."""
-VOLUME_COLUMNS = ("name", "score", "heatmap")
+VOLUME_COLUMNS = ("name", "threshold", "heatmap")
 
 ASIDE = ".aside"
 """Suffix of heatmaps that wait for another number."""
@@ -83,7 +85,13 @@ class Outputs:
             self.heatmaps[row["name"]] = row["heatmap"]
             if row["name"] in recorded and (row["verdict"] not in JUDGED or self._is_there(row["heatmap"])):
                 self.complete.add(row["name"])
-        self.volumes = {row["name"]: row["heatmap"] for row in rows_of(self._volumes, VOLUME_COLUMNS)}
+        self.volumes: dict[str, str] = {}
+        own = detector.calibration_["volumes"]
+        limit = str(own["threshold"] if own else detector.threshold_)
+        for row in rows_of(self._volumes, VOLUME_COLUMNS):
+            if row["threshold"] != limit:
+                raise ConfigError(f"{self._volumes} holds volumes judged by another threshold. Give another --out.")
+            self.volumes[row["name"]] = row["heatmap"]
 
     def has_volume(self, name: str) -> bool:
         """Whether a volume is listed, with its heatmap if one is wanted."""
@@ -114,6 +122,8 @@ class Outputs:
                 made[row["name"]].heatmap = path.rename(path.with_name(f".{number}{ASIDE}"))
             elif self.form is not None and path.name.endswith((FORMATS[self.form], ".nii.gz")):
                 path.unlink()
+                for suffix in (MAP, SEGMENTATION):
+                    path.with_name(path.name.removesuffix(".nii.gz") + suffix).unlink(missing_ok=True)
         drop(self.table, images, first_cell, header=1)
         drop(self._audit, images, recorded_name)
         drop(self._volumes, volumes, first_cell, header=1)

@@ -19,7 +19,7 @@ from oneshot_medad.export import record_lines
 from oneshot_medad.images.expand import slices
 from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume
 from oneshot_medad.images.open import open_stack
-from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, VOLUME_COLUMNS, Outputs
+from oneshot_medad.outputs import HEATMAPS, MAP, OF_VOLUMES, SEGMENTATION, Outputs
 
 Rows = list[dict[str, Any]]
 Place: TypeAlias = tuple[File | Series, str]
@@ -126,8 +126,12 @@ class Run:
             path = self._outputs.out / OF_VOLUMES / file_name(self._number, _stem(volume), ".nii.gz")
             path.parent.mkdir(exist_ok=True)
             found.save(path)
-        values = (volume_name(volume), found.score, self._outputs.relative(path))
-        return [dict(zip(VOLUME_COLUMNS, values, strict=True))]
+            if self.form == "dicom" and isinstance(volume[0], Series):
+                stem = path.name.removesuffix(".nii.gz")
+                found.save_parametric_map(path.with_name(stem + MAP))
+                if found.regions():
+                    found.save_segmentation(path.with_name(stem + SEGMENTATION))
+        return [found.to_row() | {"name": volume_name(volume), "heatmap": self._outputs.relative(path)}]
 
     def _moved(self, step: Step) -> tuple[Rows, list[str], Rows]:
         """The same of a step that was done before, its heatmaps under new numbers."""

@@ -7,29 +7,26 @@ from typing import Annotated
 
 import typer
 
-from oneshot_medad._screen import tell
+from oneshot_medad._screen import AsJson, Detector, load, tell
 
 
 def study(
-    detector: Annotated[
-        str, typer.Argument(help="Folder of a saved detector, or owner/name on the Hub.", show_default=False)
-    ],
+    detector: Detector,
     dicomweb: Annotated[str, typer.Option(help="Address of the archive, such as https://pacs.example/dicom-web.")],
     study: Annotated[str, typer.Option(help="StudyInstanceUID.")],
     store: Annotated[bool, typer.Option("--store", help="Store maps and segmentations in the archive.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for study.csv and heatmaps of volumes as NIfTI.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a study from a picture archive (DICOMweb) and judge each of its series that the detector can judge.
 
     Credentials come from ONESHOT_MEDAD_DICOMWEB_TOKEN, or _USER and _PASSWORD, or ~/.netrc.
     """
-    from oneshot_medad import AnomalyDetector
     from oneshot_medad._listing import write_rows
     from oneshot_medad.studies.dicomweb import judge_study
 
-    found = AnomalyDetector.from_pretrained(detector, backbone=backbone, progress=not as_json)
+    found = load(detector, backbone, progress=not as_json)
     rows, lines = [], []
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

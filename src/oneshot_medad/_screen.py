@@ -1,16 +1,47 @@
-"""What the command line prints."""
+"""What the commands share: what they take, and what they print."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 
 from oneshot_medad._names import printable
+
+Images = Annotated[
+    list[str], typer.Argument(help="Image files, volumes, folders, zip archives or glob patterns.", show_default=False)
+]
+Detector = Annotated[
+    str, typer.Argument(help="Folder of a saved detector, or owner/name on the Hub.", show_default=False)
+]
+Backbone = Annotated[str, typer.Option(help="Frozen networks: a name, or a folder made by download.")]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def tell(text: str, values: dict[str, Any], as_json: bool) -> None:
     """Print printable lines, or the values as one JSON object."""
     lines = [json.dumps(values)] if as_json else map(printable, text.splitlines())
     typer.echo("\n".join(lines))
+
+
+def load(detector: str, backbone: str | None, progress: bool = False) -> Any:
+    """A detector from a folder or the Hub."""
+    from oneshot_medad import AnomalyDetector
+
+    return AnomalyDetector.from_pretrained(detector, backbone=backbone, progress=progress)
+
+
+def left_out_of(groups: Iterable[Any]) -> dict[str, int]:
+    """How much of each kind was passed over in all of several `expand`."""
+    return dict(sum((group.left_out for group in groups), Counter()))
+
+
+def beside(left_out: dict[str, int]) -> str:
+    """What was passed over, to be put behind a count; nothing if nothing was."""
+    from oneshot_medad.images.folders import said
+
+    return f", {printable(said(left_out))}" if left_out else ""

@@ -19,8 +19,13 @@ from oneshot_medad.images.sanity import pixels_sha256
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
 
-FORMATS = {"png": ".png", "npz": ".npz", "nifti": ".nii.gz", "dicom": ".dcm"}
-"""Suffix of each heatmap format."""
+FORMATS = {"overlay": ".overlay.png", "png": ".png", "npz": ".npz", "nifti": ".nii.gz", "dicom": ".dcm"}
+"""Suffix of each heatmap format; the first that a name ends in says which it is."""
+
+
+def form_of(path: str) -> str | None:
+    """The format of a heatmap file, by its name."""
+    return next((form for form, suffix in FORMATS.items() if path.endswith(suffix)), None)
 
 
 def audit_records(predictions: Predictions) -> list[dict[str, Any]]:
@@ -110,9 +115,13 @@ def save_heatmaps(predictions: Predictions, folder: Path, start: int, form: str)
         if path and form == "dicom":
             _dicom(predictions, i, path, start + i + 1)
         elif path:
-            {"png": _png, "npz": _npz, "nifti": _nifti}[form](predictions, i, path)
+            {"overlay": _overlay, "png": _png, "npz": _npz, "nifti": _nifti}[form](predictions, i, path)
         paths.append(path)
     return paths
+
+
+def _overlay(predictions: Predictions, i: int, path: Path) -> None:
+    predictions.overlay(i).save(path)
 
 
 def _png(predictions: Predictions, i: int, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from oneshot_medad._listing import append, drop, first_cell, lines, record_of, recorded_name, rows_of, write_rows
 from oneshot_medad._names import cell, file_name
 from oneshot_medad.errors import ConfigError
-from oneshot_medad.export import FORMATS
+from oneshot_medad.export import FORMATS, form_of
 from oneshot_medad.results.verdicts import JUDGED
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
@@ -100,8 +100,8 @@ class Outputs:
     def _is_there(self, heatmap: str, suffix: str | None = None) -> bool:
         if self.form is None:
             return True
-        path = self.out / heatmap
-        return heatmap.endswith(suffix or FORMATS[self.form]) and path.is_file() and path.stat().st_size > 0
+        path, right = self.out / heatmap, heatmap.endswith(suffix) if suffix else form_of(heatmap) == self.form
+        return right and path.is_file() and path.stat().st_size > 0
 
     def take_off(self, images: set[str], volumes: set[str], kept: set[str]) -> dict[str, Made]:
         """Take images and volumes off the lists, and their heatmaps away; what was made of ``kept`` comes back by name.
@@ -120,7 +120,7 @@ class Outputs:
                 continue
             if row["name"] in made:
                 made[row["name"]].heatmap = path.rename(path.with_name(f".{number}{ASIDE}"))
-            elif self.form is not None and path.name.endswith((FORMATS[self.form], ".nii.gz")):
+            elif self.form is not None and form_of(path.name) in (self.form, "nifti"):
                 path.unlink()
                 for suffix in (MAP, SEGMENTATION):
                     path.with_name(path.name.removesuffix(".nii.gz") + suffix).unlink(missing_ok=True)
@@ -154,7 +154,7 @@ class Outputs:
         """Give the heatmap of what was made another number; its row."""
         if one.heatmap is None:
             return one.row
-        suffix = next(suffix for suffix in FORMATS.values() if one.row["heatmap"].endswith(suffix))
+        suffix = FORMATS[str(form_of(one.row["heatmap"]))]
         path = one.heatmap.rename(one.heatmap.with_name(file_name(number, name, suffix)))
         return {**one.row, "heatmap": self.relative(path)}
 

@@ -22,7 +22,7 @@ from oneshot_medad.studies.volume import Volume, assemble
 from oneshot_medad.visualize import picture, plot
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """Scores and heatmaps of a list of images; unpacks into exactly ``(scores, heatmaps)``.
 
@@ -248,9 +248,10 @@ class Predictions:
         start
             Number of the first image; files are called by number and name, so that equal names stay apart.
         format
-            ``"png"``: 16-bit grey, what `pictured` gives on the shown scale, 0 to 65535 for 0 to 1, the threshold in
-            the middle. ``"npz"``: ``heatmap`` (H, W) float32 as in `heatmaps`, ``threshold``, ``verdict``, and
-            ``spacing_mm`` if known. ``"nifti"``: the same values as one slice, the spacing in its affine.
+            ``"overlay"``: the picture of `overlay` as PNG. ``"png"``: 16-bit grey, what `pictured` gives on the shown
+            scale, 0 to 65535 for 0 to 1, the threshold in the middle. ``"npz"``: ``heatmap`` (H, W) float32 as in
+            `heatmaps`, ``threshold``, ``verdict``, and ``spacing_mm`` if known. ``"nifti"``: the same values as one
+            slice, the spacing in its affine.
             ``"dicom"``: the picture of `overlay` as a secondary capture that says what it is, in the study of its
             source if that is a DICOM file; needs ``pip install "oneshot-medad[dicom]"``.
 
@@ -307,6 +308,11 @@ class Predictions:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """(N,) labels: 1 for a flagged image, 0 for any other."""
         return self.flags.filled(False).astype(int if dtype is None else dtype)
+
+    def __repr__(self) -> str:
+        found = {name: n for name, n in self.counts().items() if n and name != "images"}
+        said = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items())
+        return f"<Predictions: {len(self)} images, {said}, threshold {self.threshold:.3f}>"
 
     def __str__(self) -> str:
         return tables.text_of(self)

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import generate_uid
 from series_files import SERIES, STUDY, write_series
 
 from oneshot_medad import AnomalyDetector
@@ -77,14 +79,18 @@ def credentials(monkeypatch):
     monkeypatch.setenv(dicomweb.PREFIX + "PASSWORD", SECRET)
 
 
-@pytest.fixture
-def scan(tmp_path):
+def write_scan(folder, **about):
     """Twelve slices of noise; in the middle of some lies something bright."""
     rng = np.random.default_rng(0)
     planes = rng.integers(20, 40, (12, 32, 24)).astype(np.uint8)
     planes[4:8, 10:20, 8:16] = 250
     window = {"WindowCenter": 128, "WindowWidth": 256}
-    return write_series(tmp_path / "scan", planes, step=4.0, spacing=(1.5, 1.5), **window)
+    return write_series(folder, planes, step=4.0, spacing=(1.5, 1.5), **window, **about)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return write_scan(tmp_path / "scan")
 
 
 @pytest.fixture
@@ -167,6 +173,25 @@ def test_credentials_may_stand_in_netrc(orthanc, tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login reader password {SECRET}\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert dicomweb._client(orthanc).search_for_studies() is not None
+
+
+def test_the_page_on_archives_runs(orthanc, credentials, saved, tmp_path, monkeypatch, capsys):
+    own = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+    dicomweb.store(orthanc, write_scan(tmp_path / "own", **own))
+    page = (Path(__file__).parents[2] / "docs/how-to/pacs.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for said, meant in (
+        ("https://pacs.example/dicom-web", orthanc),
+        ("1.2.840.113", own["StudyInstanceUID"]),
+        ("brain-detector", saved),
+    ):
+        assert said in code
+        code = code.replace(said, meant)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "pacs.md", "exec"), {"__name__": "__main__"})
+    said = capsys.readouterr().out
+    assert "CT  abnormal" in said
+    assert "<Volume" in said
 
 
 def test_a_token_is_sent_as_bearer(monkeypatch):

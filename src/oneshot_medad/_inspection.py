@@ -198,4 +198,8 @@ def describe(detector: Any, spec: BackboneSpec) -> str:
     if found["images"]:
         hashes = listed([image[:12] for image in found["images"]], HASHES)
         lines["Calibrated on"] = f"{len(found['images'])} images, whose pixels have the SHA-256 {hashes}"
+    if (volumes := found["volumes"]) is not None:
+        rule = _RULES[volumes["rule"]].format(n=volumes["n_normal"]).replace("images", "volumes")
+        said = " ".join(promises(volumes, "volume")).removesuffix(".")
+        lines["Volumes"] = f"threshold {volumes['threshold']:.3f}, {rule}" + (f". {said}" if said else "")
     return "\n".join(f"{name}: {text}." for name, text in lines.items())

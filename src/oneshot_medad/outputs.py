@@ -14,11 +14,10 @@ from oneshot_medad._names import cell, file_name
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.export import FORMATS, form_of
 from oneshot_medad.results.verdicts import JUDGED
+from oneshot_medad.studies.volume import MAP, SEGMENTATION
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
 HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"
-MAP, SEGMENTATION = ".map.dcm", ".seg.dcm"
-"""What the DICOM objects of a volume end in, beside its NIfTI file."""
 COLUMNS = ("name", "verdict", "flag", "reason", "threshold", "heatmap")
 """Those that are read again."""
 VOLUME_COLUMNS = ("name", "threshold", "heatmap")

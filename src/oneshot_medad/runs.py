@@ -7,6 +7,7 @@ stopped is dropped by the next one, and the whole step is done again, in the sam
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from oneshot_medad._names import cell, file_name, written
-from oneshot_medad.errors import ImageError
+from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.export import record_lines
 from oneshot_medad.images.expand import slices
 from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume
 from oneshot_medad.images.open import open_stack
-from oneshot_medad.outputs import HEATMAPS, MAP, OF_VOLUMES, SEGMENTATION, Outputs
+from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, Outputs
 
 Rows = list[dict[str, Any]]
 Place: TypeAlias = tuple[File | Series, str]
@@ -127,10 +128,10 @@ class Run:
             path.parent.mkdir(exist_ok=True)
             found.save(path)
             if self.form == "dicom" and isinstance(volume[0], Series):
-                stem = path.name.removesuffix(".nii.gz")
-                found.save_parametric_map(path.with_name(stem + MAP))
-                if found.regions():
-                    found.save_segmentation(path.with_name(stem + SEGMENTATION))
+                try:
+                    found.save_objects(path.with_name(path.name.removesuffix(".nii.gz")))
+                except (ConfigError, ImageError) as error:  # the NIfTI file is there
+                    warnings.warn(str(error), stacklevel=2)
         return [found.to_row() | {"name": volume_name(volume), "heatmap": self._outputs.relative(path)}]
 
     def _moved(self, step: Step) -> tuple[Rows, list[str], Rows]:

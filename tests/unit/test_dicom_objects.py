@@ -159,3 +159,15 @@ def test_captures_say_how_a_radiograph_was_calibrated(tmp_path):
     assert [float(value) for value in ds.PixelSpacing] == [0.16, 0.16]
     assert ds.PixelSpacingCalibrationType == "GEOMETRY"
     assert "1.25" in ds.PixelSpacingCalibrationDescription
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom's, on what is wrong
+def test_headers_that_no_object_can_be_made_of_say_so(tmp_path):
+    planes = np.random.default_rng(0).integers(0, 4000, SHAPE).astype(np.uint16)
+    for path in write_series(tmp_path / "scan", planes, spacing=(1, 1)):
+        ds = pydicom.dcmread(path)
+        del ds.FrameOfReferenceUID
+        ds.save_as(path)
+    volume, _ = judged(tmp_path / "scan")
+    with pytest.raises(ImageError, match=r"no DICOM object can be made.*Frame Of Reference.*Write NIfTI"):
+        volume.save_parametric_map(tmp_path / "map.dcm")

@@ -1,16 +1,19 @@
 """A DICOM series is a volume: in the order of its positions, with the geometry that NIfTI of the same scan has."""
 
+import csv
 import shutil
 import zipfile
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import torch
 from dicom_files import write_dicom
 from series_files import AXIAL, CORONAL, SAGITTAL, SERIES, write_enhanced, write_series
 
 from oneshot_medad import AnomalyDetector, slices
+from oneshot_medad.cli import app
 from oneshot_medad.errors import ImageError, ImageFileError, ImageTypeError
 from oneshot_medad.images.expand import expand
 from oneshot_medad.images.files import Series
@@ -277,3 +280,20 @@ def test_fit_on_a_volume_leaves_blank_slices_out(small, sample, tmp_path):
     assert predictions.positions == [None, 0.5, 1.0]  # the first is blank
     with pytest.raises(ImageError, match="constant"):
         detector.fit(f"{tmp_path}/scan[axial 0]")
+
+
+def test_a_list_of_files_is_a_volume_on_the_command_line_too(fitted, stub, tmp_path, monkeypatch):
+    paths = scan(tmp_path / "scan", WindowCenter=2000, WindowWidth=4000)
+    saved = fitted.save_pretrained(tmp_path / "detector")
+    names = list(map(str, sorted(paths)))  # as a shell gives scan/*
+    with pytest.raises(SystemExit) as done:
+        app(["predict", str(saved), *names, "--out", str(tmp_path / "out"), "--format", "dicom"])
+    assert done.value.code == 0
+    rows = list(csv.DictReader((tmp_path / "out/scores.csv").open()))
+    assert [row["name"] for row in rows] == list(map(str, paths))
+    captures = [pydicom.dcmread(tmp_path / "out" / row["heatmap"]) for row in rows if row["heatmap"]]
+    assert [ds.InstanceNumber for ds in captures] == sorted(ds.InstanceNumber for ds in captures)
+    (volume,) = csv.DictReader((tmp_path / "out/volumes.csv").open())
+    assert volume["name"] == str(tmp_path / "scan")
+    kinds = sorted(path.name for path in (tmp_path / "out/volumes").iterdir())
+    assert kinds[:2] == ["00000-scan.map.dcm", "00000-scan.nii.gz"]

@@ -90,7 +90,10 @@ def test_calibrate_on_volumes(detector, tmp_path):
     (volume,) = detector.predict(write_nifti(tmp_path / "s.nii", [0.59, 0.59, 0.59])).volumes()
     assert (volume.verdict, volume.p_value) == ("abnormal", pytest.approx(2 / 10))
     assert volume.percentile == pytest.approx(100 * 8 / 9)
-    again = AnomalyDetector.from_pretrained(detector.save_pretrained(tmp_path / "saved"))
+    saved = detector.save_pretrained(tmp_path / "saved")
+    assert "Calibrated on 9 volumes" in (saved / "README.md").read_text()
+    assert "Volumes: threshold 0.5" in detector.describe()
+    again = AnomalyDetector.from_pretrained(saved)
     assert again.calibration_["volumes"] == found
     assert detector.set_threshold(0.9, by="volume").predict(tmp_path / "s.nii").volumes()[0].verdict == "normal"
     assert detector.threshold_ == before

@@ -40,6 +40,9 @@ NO_IMAGES = (
     "ANN",
 )
 """Modalities of series that are not fetched."""
+TIMEOUT = (20, 600)
+"""Seconds to wait for a connection, and for the next bytes: archives fetch old studies from tape."""
+_UID = re.compile(r"[0-9.]{1,64}")
 OWN = "oneshot-medad"
 """Manufacturer of what this package stored, which is not judged again."""
 
@@ -153,6 +156,8 @@ def judge_study(
             _value(about, "00200011"),
             _value(about, "0008103E"),
         )
+        if not _UID.fullmatch(one.series):  # it names a folder here
+            raise ArchiveError(f"Got the series UID {printable(one.series)!r}; wanted digits and dots.")
         if one.modality in NO_IMAGES:
             one.reason = f"no images ({one.modality})"
             yield one
@@ -165,9 +170,9 @@ def judge_study(
                 one.reason = "made by this package"
             else:
                 _judge(detector, place, one)
-                if store:
-                    with _asking(url):
-                        one.stored = _store(client, _objects(one, Path(aside)), study)
+                files = _objects(one, Path(aside)) if store else []
+                with _asking(url):
+                    one.stored = _store(client, files, study)
             yield one
 
 
@@ -217,11 +222,10 @@ def _objects(one: Judged, aside: Path) -> list[Path]:
     """What is to be stored of a series, as files."""
     files: list[Path] = []
     for number, volume in enumerate(one.volumes):
-        if volume.verdict not in JUDGED:
-            continue
-        files.append(volume.save_parametric_map(aside / f"{number}.map.dcm"))
-        if volume.regions():
-            files.append(volume.save_segmentation(aside / f"{number}.seg.dcm"))
+        try:
+            files += volume.save_objects(aside / f"{number}") if volume.verdict in JUDGED else []
+        except (ConfigError, ImageError) as error:
+            one.reason = printable(str(error))
     if one.predictions is not None and not one.volumes:
         files += filter(None, one.predictions.save_heatmaps(aside / "captures", format="dicom"))
     return files
@@ -262,9 +266,22 @@ def _client(url: str) -> Any:
         session.auth = _Bearer(token)
     elif user:
         session.auth = (user, os.environ.get(f"{PREFIX}PASSWORD", ""))
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _patient())
     client = DICOMwebClient(url, session=session)
     client.set_http_retry_params(retry=True, max_attempts=3, wait_exponential_multiplier=200)
     return client
+
+
+def _patient() -> Any:
+    """Waits for an archive, but not for ever, as `requests` does where nobody says."""
+    from requests.adapters import HTTPAdapter
+
+    class Patient(HTTPAdapter):
+        def send(self, request: Any, **options: Any) -> Any:
+            return super().send(request, **{**options, "timeout": options.get("timeout") or TIMEOUT})
+
+    return Patient()
 
 
 class _Bearer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from oneshot_medad.capture import MUST_BE_THERE, NOTICE
 from oneshot_medad.errors import ConfigError, ExtraError, ImageError
 from oneshot_medad.images.dicom_values import number
 from oneshot_medad.images.files import Series
+from oneshot_medad.images.quiet import quiet
 
 if TYPE_CHECKING:
     from oneshot_medad.studies.volume import Volume
@@ -40,17 +43,18 @@ def write_parametric_map(volume: Volume, path: Path) -> Path:
         quantity_definition=hd.sr.CodedConcept("anomaly-score", SCHEME, "Anomaly score"),
     )
     window = hd.VOILUTTransformation(window_center=volume.threshold, window_width=2 * (volume.threshold - volume.level))
-    ds = hd.pm.ParametricMap(
-        sources,
-        values,
-        content_description=f"Anomaly scores, threshold {volume.threshold:.6g}"[:64],
-        content_label="ANOMALY",
-        contains_recognizable_visual_features=False,
-        real_world_value_mappings=[mapping],
-        voi_lut_transformations=[window],
-        series_description="Anomaly scores, research use only",
-        **_about(volume, series, "maps", MAPS),
-    )
+    with _building(volume):
+        ds = hd.pm.ParametricMap(
+            sources,
+            values,
+            content_description=f"Anomaly scores, threshold {volume.threshold:.6g}"[:64],
+            content_label="ANOMALY",
+            contains_recognizable_visual_features=False,
+            real_world_value_mappings=[mapping],
+            voi_lut_transformations=[window],
+            series_description="Anomaly scores, research use only",
+            **_about(volume, series, "maps", MAPS),
+        )
     return _save(volume, ds, path)
 
 
@@ -78,17 +82,18 @@ def write_segmentation(volume: Volume, path: Path, fractional: bool = False) -> 
             "oneshot-medad", codes.DCM.ArtificialIntelligence, _version(volume)
         ),
     )
-    ds = hd.seg.Segmentation(
-        sources,
-        np.where(inside, shown(heatmap.astype(np.float64), volume.threshold), 0.0) if fractional else inside,
-        segmentation_type="FRACTIONAL" if fractional else "BINARY",
-        fractional_type="PROBABILITY",
-        segment_descriptions=[segment],
-        content_description=f"Places with an anomaly score above {limit:.6g}"[:64],
-        content_label="ANOMALY",
-        series_description="Anomalies, research use only",
-        **_about(volume, series, "fractions" if fractional else "segments", SEGMENTS),
-    )
+    with _building(volume):
+        ds = hd.seg.Segmentation(
+            sources,
+            np.where(inside, shown(heatmap.astype(np.float64), volume.threshold), 0.0) if fractional else inside,
+            segmentation_type="FRACTIONAL" if fractional else "BINARY",
+            fractional_type="PROBABILITY",
+            segment_descriptions=[segment],
+            content_description=f"Places with an anomaly score above {limit:.6g}"[:64],
+            content_label="ANOMALY",
+            series_description="Anomalies, research use only",
+            **_about(volume, series, "fractions" if fractional else "segments", SEGMENTS),
+        )
     return _save(volume, ds, path)
 
 
@@ -149,6 +154,19 @@ def _about(volume: Volume, series: Series, what: str, series_number: int) -> dic
         "software_versions": _version(volume),
         "device_serial_number": sha[:64],
     }
+
+
+@contextmanager
+def _building(volume: Volume) -> Iterator[None]:
+    """What highdicom and pydicom do not take of the source's headers as an error that names it."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        raise ImageError(
+            f"Got {volume.name}, of whose headers no DICOM object can be made ({type(error).__name__}: {error}). Write "
+            "NIfTI with save()."
+        ) from error
 
 
 def _version(volume: Volume) -> str:

@@ -19,6 +19,8 @@ from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, NOT_READ, dec
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.studies.regions import VolumeRegion, find_volume_regions
 
+MAP, SEGMENTATION = ".map.dcm", ".seg.dcm"
+"""What the files of DICOM objects end in."""
 TOP = 3
 """Highest slice scores that make the score of a volume: unlike artefacts, lesions seldom show on one slice alone."""
 
@@ -224,6 +226,13 @@ class Volume:
         from oneshot_medad.studies.objects import write_segmentation
 
         return write_segmentation(self, Path(path), fractional)
+
+    def save_objects(self, stem: Path) -> list[Path]:
+        """Write the parametric map, and the segmentation if there are regions, to files that begin with ``stem``."""
+        files = [self.save_parametric_map(stem.with_name(stem.name + MAP))]
+        if self.regions():
+            files.append(self.save_segmentation(stem.with_name(stem.name + SEGMENTATION)))
+        return files
 
     def __repr__(self) -> str:
         said = "no score" if np.isnan(self.score) else f"score {self.score:.3f}, threshold {self.threshold:.3f}"

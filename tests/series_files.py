@@ -47,7 +47,7 @@ def write_series(folder, planes, *, orientation=AXIAL, spacing=(2.0, 1.0), step=
     for place, plane in enumerate(planes):
         own = {"ImagePositionPatient": [float(v) for v in np.array(start) + place * across]}
         own |= {"InstanceNumber": len(planes) - place, "SOPInstanceUID": generate_uid()} | each(place)
-        paths.append(write_dicom(folder / f"{names[place]:08d}", plane, **about, **own))
+        paths.append(write_dicom(folder / f"{names[place]:08d}", plane, **{**about, **own}))
     return paths
 
 

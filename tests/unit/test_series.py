@@ -297,3 +297,41 @@ def test_a_list_of_files_is_a_volume_on_the_command_line_too(fitted, stub, tmp_p
     assert volume["name"] == str(tmp_path / "scan")
     kinds = sorted(path.name for path in (tmp_path / "out/volumes").iterdir())
     assert kinds[:2] == ["00000-scan.map.dcm", "00000-scan.nii.gz"]
+
+
+def test_directions_that_differ_in_the_last_digit_are_the_same(tmp_path):
+    each = {0: [1, 0.005, 0, 0, 1, 0], 1: [1, 0.0049999, 0, 0, 1, 0]}
+    scan(tmp_path / "scan", each=lambda i: {"ImageOrientationPatient": each[i % 2], "PixelSpacing": [2, 1 + 1e-5 * i]})
+    assert len({source.path for source in expand(tmp_path / "scan")}) == 1
+
+
+def test_what_differs_from_slice_to_slice_tells_no_volumes_apart(tmp_path):
+    for number in (1, 2):
+        about = {"EchoTime": 10 * number, "each": lambda i: {"AcquisitionNumber": i + 1}}
+        for path in scan(tmp_path / "other", **about):
+            (tmp_path / "scan").mkdir(exist_ok=True)
+            path.rename(tmp_path / "scan" / f"{path.name}.{number}")
+    volumes = {source.path for source in expand(tmp_path / "scan")}
+    assert sorted(volume.part for volume in volumes) == [1, 2]
+    assert all(len(volume.planes) == 6 for volume in volumes)
+
+
+def test_directions_that_mean_nothing_are_no_volume(tmp_path):
+    scan(tmp_path / "scan")
+    shutil.rmtree(tmp_path / "scan")
+    planes, *_ = cut(AXIAL)
+    none = {"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}
+    write_series(tmp_path / "scan", planes, each=lambda i: none)
+    with pytest.warns(UserWarning, match="one by one"):
+        assert len(expand(tmp_path / "scan")) == 6
+
+
+def test_places_of_a_series_are_found_from_anywhere(tmp_path, monkeypatch):
+    paths = scan(tmp_path / "scan")
+    monkeypatch.chdir(tmp_path)
+    (volume,) = {source.path for source in expand(["scan/" + path.name for path in paths])}
+    assert str(volume) == "scan"
+    monkeypatch.chdir(tmp_path / "scan")
+    assert {str(source.path) for source in expand([path.name for path in paths])} == {"."}
+    mixed = expand([paths[0], *[path.name for path in paths[1:]]])
+    assert len({source.path for source in mixed}) == 1

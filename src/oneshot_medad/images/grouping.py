@@ -14,7 +14,7 @@ import numpy as np
 from oneshot_medad.errors import ExtraError, ImageError
 from oneshot_medad.images.dicom import read_dataset
 from oneshot_medad.images.dicom_values import numbers, pair, places, text, whole
-from oneshot_medad.images.files import File, Member, Series
+from oneshot_medad.images.files import File, Series
 from oneshot_medad.images.grid import Grid
 from oneshot_medad.images.open import reading
 
@@ -38,6 +38,8 @@ _TAGS = [
 ]
 LOCALIZER, COPY = "localizer", "copy"
 """What images count as that only show where others lie, or that are in a volume already, where they are passed over."""
+SAME = 0.01
+"""By how much directions, and by what share pixels of one volume may differ."""
 UNEVEN, ROUNDED = 0.1, 0.1
 """Share of the spacing, or millimetres, by which an image may lie off its place: positions are often rounded."""
 TILT = 0.5
@@ -85,20 +87,25 @@ class _Image:
 
 def group(files: Iterable[File]) -> Grouped:
     """The volumes among DICOM files; what has no position in a patient is part of none."""
-    found, series = Grouped(), defaultdict(list)
+    found = Grouped()
+    series: dict[tuple[Hashable, ...], list[list[_Image]]] = defaultdict(list)
     for file in files:
         with reading(file):
             images = _images(file)
         if images and images[0].localizer:
             found.localizers.append(file)
         for image in images:
-            series[image.key].append(image)
-    for images in series.values():
+            stacks = series[image.key]
+            stack = next((one for one in stacks if _parallel(one[0], image)), None)
+            if stack is None:
+                stacks.append(stack := [])
+            stack.append(image)
+    for images in (stack for stacks in series.values() for stack in stacks):
         try:
             images, doubled = _once(images)
             parts = _parts(images)
             found.volumes += map(_volume, parts)
-        except ImageError as error:
+        except (ImageError, ArithmeticError, ValueError) as error:  # directions or positions that mean nothing
             found.refused[str(images[0].file)] = str(error)
         else:
             found.doubled += doubled if parts else []
@@ -117,9 +124,6 @@ def _images(file: File) -> list[_Image]:
         spacing = next((p for i in places(ds, frame, "PixelMeasuresSequence") if (p := pair(i, "PixelSpacing"))), None)
         if position is None or orientation is None or spacing is None or not text(ds, "SeriesInstanceUID"):
             return []
-        rounded = tuple(
-            round(value, 2) + 0.0 for value in orientation
-        )  # as files of one stack differ in the last digit
         about = (text(ds, "StudyInstanceUID"), text(ds, "SeriesInstanceUID"), text(ds, "FrameOfReferenceUID"))
         size = (whole(ds, "Columns"), whole(ds, "Rows"))
         hint = _first(ds, frame, "PixelMeasuresSequence", "SpacingBetweenSlices", 1)
@@ -128,7 +132,7 @@ def _images(file: File) -> list[_Image]:
                 file,
                 frame,
                 f"{text(ds, 'SOPInstanceUID')} {frame}",
-                (*about, str(file) if frames > 1 else "", size, tuple(round(v, 3) for v in spacing), rounded),
+                (*about, str(file) if frames > 1 else "", size),
                 tuple(round(value, 3) for value in position),
                 orientation,
                 spacing,
@@ -139,6 +143,12 @@ def _images(file: File) -> list[_Image]:
             )
         )
     return found
+
+
+def _parallel(one: _Image, other: _Image) -> bool:
+    """Whether two images of one series have the same directions and pixels, but for the last digits."""
+    alike = np.allclose(one.orientation, other.orientation, rtol=0, atol=SAME)
+    return alike and np.allclose(one.spacing, other.spacing, rtol=SAME, atol=0)
 
 
 def _first(ds: Any, frame: int, sequence: str, name: str, count: int) -> tuple[float, ...] | None:
@@ -180,7 +190,7 @@ def _parts(images: list[_Image]) -> list[list[_Image]]:
         split = defaultdict(list)
         for image in images:
             split[image.apart[place]].append(image)
-        if len(split) > 1:
+        if len(split) > 1 and all(len({image.position for image in some}) > 1 for some in split.values()):
             return [part for some in split.values() for part in _parts(some)]
     where, count = positions.most_common(1)[0]
     raise ImageError(
@@ -249,11 +259,11 @@ def _affine(images: list[_Image], indices: list[int]) -> np.ndarray:
 def _place(files: Sequence[File]) -> str:
     if len(set(files)) == 1:
         return str(files[0])
-    first = files[0]
-    if isinstance(first, Member):
-        inside = os.path.commonpath([str(PurePath(f"./{file.name}").parent) for file in files])
-        return str(PurePath(first.archive, inside))
-    return os.path.commonpath([str(PurePath(str(file)).parent) for file in files]) or "."
+    folders = [str(PurePath(str(file)).parent) for file in files]
+    try:
+        return os.path.commonpath(folders) or "."
+    except ValueError:  # absolute and relative ones, or several drives
+        return folders[0]
 
 
 def _named(volumes: list[Series]) -> list[Series]:

@@ -141,6 +141,7 @@ class Volume:
     def to_row(self) -> dict[str, Any]:
         """One line for a table; None where there is nothing to say."""
         known, regions = not np.isnan(self.score), self.regions()
+        largest = max(regions, key=lambda region: region.ml, default=None)
         place = self.place
         return {
             "name": self.name,
@@ -160,7 +161,7 @@ class Volume:
             "peak_slice": self.peak_slice,
             "regions": len(regions),
             "ml": sum(region.ml for region in regions),
-            "largest_mm": " ".join(f"{v:.1f}" for v in max(regions, key=lambda r: r.ml).centroid) if regions else None,
+            "largest_at_mm": None if largest is None else " ".join(f"{v:.1f}" for v in largest.centroid),
         }
 
     def save(self, path: str | Path) -> Path:

@@ -142,9 +142,13 @@ def _nifti(predictions: Predictions, i: int, path: Path) -> None:
     """One slice whose first axis runs along the rows of the image, as ITK lays a flat picture into space."""
     import nibabel
 
+    from oneshot_medad.studies.volume import level_of
+
     height, width = predictions.spacing(i) or (1.0, 1.0)
     volume = nibabel.Nifti1Image(predictions.heatmaps[i].T[:, :, None], np.diag([-width, -height, 1.0, 1.0]))
     volume.header.set_xyzt_units("mm" if predictions.spacing(i) else "unknown")
+    level = level_of(predictions.threshold)
+    volume.header["cal_min"], volume.header["cal_max"] = level, 2 * predictions.threshold - level
     said = f"oneshot-medad heatmap, threshold {predictions.threshold:.6g}, {predictions.verdict(i)}"
     volume.header["descrip"] = said.encode()
     nibabel.save(volume, path)

@@ -4,12 +4,14 @@ import csv
 import shutil
 import zipfile
 
+import highdicom
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import torch
 from dicom_files import write_dicom
+from scipy.spatial.transform import Rotation
 from series_files import AXIAL, CORONAL, SAGITTAL, SERIES, write_enhanced, write_series
 
 from oneshot_medad import AnomalyDetector, slices
@@ -335,3 +337,19 @@ def test_places_of_a_series_are_found_from_anywhere(tmp_path, monkeypatch):
     assert {str(source.path) for source in expand([path.name for path in paths])} == {"."}
     mixed = expand([paths[0], *[path.name for path in paths[1:]]])
     assert len({source.path for source in mixed}) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_oblique_series_lie_where_highdicom_puts_them(tmp_path, seed):
+    turn = Rotation.random(random_state=seed).as_matrix()
+    rng = np.random.default_rng(seed)
+    planes = rng.integers(0, 4000, (7, 9, 11)).astype(np.uint16)
+    about = {"orientation": (*turn[:, 0], *turn[:, 1]), "start": rng.normal(0, 50, 3)}
+    paths = write_series(tmp_path / "scan", planes, spacing=(1.5, 0.7), step=2.5, **about)
+    found = slices(tmp_path / "scan")
+    (volume,) = assemble(found, np.ones(7), [pixels(source)[0].numpy() * 4000 for source in found], Limits(0.5))
+    theirs = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in paths])
+    at = np.stack(np.meshgrid(*map(np.arange, volume.heatmap.shape), indexing="ij"), -1).reshape(-1, 3)
+    lps = nibabel.affines.apply_affine(volume.affine, at) * [-1, -1, 1]
+    index = theirs.map_reference_to_indices(lps, round_output=True).astype(int)
+    assert np.allclose(theirs.array[tuple(index.T)], volume.heatmap.ravel(), atol=0.01)

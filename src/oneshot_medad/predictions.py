@@ -121,9 +121,14 @@ class Predictions:
         return np.where(self.judged, shown(self.scores, self.threshold), np.nan)
 
     def volumes(self) -> list[Volume]:
+        """All of `iter_volumes`."""
+        return list(self.iter_volumes())
+
+    def iter_volumes(self) -> Iterator[Volume]:
         """Every NIfTI volume and DICOM series among the images, with its verdict and its heatmap on its own grid.
 
-        Slices that cannot be judged, as there may be at both ends, count like blank ones.
+        Slices that cannot be judged, as there may be at both ends, count like blank ones. One at a time, so that memory
+        need not hold more: the heatmap of a volume is as large as those of its slices.
 
         Raises
         ------

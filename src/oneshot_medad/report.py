@@ -82,23 +82,12 @@ def write_report(predictions: Predictions, path: Path, title: str | None = None)
 
 def _volumes(predictions: Predictions) -> list[tuple[dict[str, Any], Any]]:
     """Rows of the volumes among the images, the most abnormal first, and what they are volumes of."""
-    try:
-        found = predictions.volumes()
-    except ImageError:  # a file is gone
-        return []
-    found.sort(key=lambda one: -np.inf if np.isnan(one.score) else one.score, reverse=True)
-    return [
-        (
-            {
-                **volume.to_row(),
-                "cell": cell(written(volume.name)),
-                "rule_said": RULES.get(volume.limits.rule, ""),
-                "found": volume.regions(),
-            },
-            (volume.place, volume.axis),
-        )
-        for volume in found
-    ]
+    found = []
+    with suppress(ImageError):  # a file is gone
+        for volume in predictions.iter_volumes():
+            more = {"cell": cell(written(volume.name)), "rule_said": RULES.get(volume.limits.rule, "")}
+            found.append(({**volume.to_row(), **more, "found": volume.regions()}, (volume.place, volume.axis)))
+    return sorted(found, key=lambda one: -np.inf if one[0]["score"] is None else one[0]["score"], reverse=True)
 
 
 def _position(predictions: Predictions, i: int, places: dict[Any, int]) -> dict[str, Any]:

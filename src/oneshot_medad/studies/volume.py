@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,8 +252,8 @@ def assemble(
     limits: Limits,
     unlike: Iterable[int] = (),
     provenance: dict[str, Any] | None = None,
-) -> list[Volume]:
-    """One `Volume` for every volume and axis among the sources, in their order.
+) -> Iterator[Volume]:
+    """One `Volume` for every volume and axis among the sources, in their order, built when it is asked for.
 
     Parameters
     ----------
@@ -273,7 +273,6 @@ def assemble(
         if is_part_of_volume(source):
             found.setdefault((source.path, source.axis), {})[source.index] = i
     foreign = set(unlike)
-    volumes = []
     for (place, axis), rows in found.items():
         grid: Grid = open_stack(place).grid  # type: ignore[attr-defined]
         planes = {z: heatmaps[i] for z, i in rows.items() if heatmaps[i].size}
@@ -281,19 +280,16 @@ def assemble(
         for z, i in rows.items():
             slice_scores[z] = scores[i]
         known = np.sort(slice_scores[~np.isnan(slice_scores)])
-        volumes.append(
-            Volume(
-                str(place),
-                float(known[-TOP:].mean()) if len(known) else float("nan"),
-                grid.stored(planes, axis, level_of(limits.threshold)),
-                grid.affine,
-                axis,
-                slice_scores,
-                limits,
-                place,
-                {z: sources[i] for z, i in rows.items()},
-                not foreign.intersection(rows.values()) or bool(len(known)),
-                provenance or {},
-            )
+        yield Volume(
+            str(place),
+            float(known[-TOP:].mean()) if len(known) else float("nan"),
+            grid.stored(planes, axis, level_of(limits.threshold)),
+            grid.affine,
+            axis,
+            slice_scores,
+            limits,
+            place,
+            {z: sources[i] for z, i in rows.items()},
+            not foreign.intersection(rows.values()) or bool(len(known)),
+            provenance or {},
         )
-    return volumes

@@ -18,7 +18,7 @@ from oneshot_medad.evaluation import summary
 from oneshot_medad.images.files import is_part_of_volume, volumes_of
 from oneshot_medad.images.read import expand, name_of
 from oneshot_medad.images.sanity import copies, listed
-from oneshot_medad.operating import choose
+from oneshot_medad.operating import check_wishes, choose
 from oneshot_medad.results.verdicts import CANNOT_JUDGE
 from oneshot_medad.studies.limits import check_unit
 
@@ -174,13 +174,14 @@ class Measurable(OutlierMixin, Inspectable):
         >>> predictions.p_values.shape
         (2,)
         """
-        self._check_fitted()
         check_unit(by)
         wishes: dict[str, Any] = {
             "target_fpr": target_fpr,
             "uncertain_fpr": uncertain_fpr,
             "target_sensitivity": target_sensitivity,
         }
+        check_wishes(labels is not None, **wishes)
+        self._check_fitted()
         sources = expand(normals)
         if by == "volume":
             return self._calibrate_volumes(sources, labels, wishes)

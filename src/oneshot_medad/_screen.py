@@ -21,6 +21,9 @@ Backbone = Annotated[str, typer.Option(help="Frozen networks: a name, or a folde
 Recursive = Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
+VOLUMES = 20
+"""Volumes whose verdicts are named on the screen; the table has them all."""
+
 
 def tell(text: str, values: dict[str, Any], as_json: bool) -> None:
     """Print printable lines, or the values as one JSON object."""
@@ -45,3 +48,13 @@ def beside(left_out: dict[str, int]) -> str:
     from oneshot_medad.images.folders import said
 
     return f", {printable(said(left_out))}" if left_out else ""
+
+
+def verdicts(volumes: list[dict[str, str]]) -> list[str]:
+    """A line for each of the first volumes."""
+    lines = []
+    for row in volumes[:VOLUMES]:
+        said = f", score {float(row['score']):.3f}, threshold {float(row['threshold']):.3f}" if row["score"] else ""
+        lines.append(f"{row['name']}: {row['verdict'].replace('abnormal', 'ABNORMAL')}{said}")
+    more = len(volumes) - VOLUMES
+    return lines + [f"and {more} more volumes"] * (more > 0)

@@ -18,7 +18,18 @@ import typer
 from oneshot_medad._cli_calibrate import calibrate
 from oneshot_medad._cli_study import study
 from oneshot_medad._names import printable
-from oneshot_medad._screen import AsJson, Backbone, Detector, Images, Recursive, beside, left_out_of, load, tell
+from oneshot_medad._screen import (
+    AsJson,
+    Backbone,
+    Detector,
+    Images,
+    Recursive,
+    beside,
+    left_out_of,
+    load,
+    tell,
+    verdicts,
+)
 
 app = typer.Typer(
     help="One-shot medical anomaly detection. Research use only, not a medical device.",
@@ -151,7 +162,9 @@ def predict(
             for count in run:
                 bar.update(count)
         counts, reasons = _counts(run.rows())
-    tell(_summary(counts | left_out, run.table), {**counts, **left_out, "table": str(run.table)}, as_json)
+        volumes = run.volumes()
+    text = "\n".join([*verdicts(volumes), _summary(counts | left_out, run.table)])
+    tell(text, {**counts, **left_out, "table": str(run.table), **({"volumes": volumes} if volumes else {})}, as_json)
     _not_read(reasons, run.table)
 
 

@@ -38,8 +38,7 @@ def sensitive_threshold(abnormal: np.ndarray, target_sensitivity: float) -> floa
     >>> bool(2 < sensitive_threshold(np.arange(1.0, 40.0), 0.95) + 1e-9)
     True
     """
-    if not 0 < target_sensitivity < 1:
-        raise ConfigError(f"Got target_sensitivity={target_sensitivity!r}; wanted a share in (0, 1).")
+    check_wishes(True, 0.5, None, target_sensitivity)
     m = len(abnormal)
     rank = int(np.floor((m + 1) * (1 - target_sensitivity) + 1e-9))
     if rank < 1:
@@ -49,6 +48,20 @@ def sensitive_threshold(abnormal: np.ndarray, target_sensitivity: float) -> floa
             f"to {m}/{m + 1}. Calibrate on at least {needed} abnormal images, or ask for a lower one."
         )
     return float(np.nextafter(np.sort(abnormal)[rank - 1], -np.inf))
+
+
+def check_wishes(
+    labelled: bool, target_fpr: float, uncertain_fpr: float | None, target_sensitivity: float | None
+) -> None:
+    """Refuse wishes that exclude each other, before anything is scored."""
+    if uncertain_fpr is not None and (labelled or not target_fpr < uncertain_fpr):
+        raise ConfigError(
+            f"Got uncertain_fpr={uncertain_fpr!r}; wanted a rate above target_fpr={target_fpr:g}, without labels."
+        )
+    if target_sensitivity is not None and not labelled:
+        raise ConfigError(f"Got target_sensitivity={target_sensitivity!r} without labels; wanted abnormal images too.")
+    if target_sensitivity is not None and not 0 < target_sensitivity < 1:
+        raise ConfigError(f"Got target_sensitivity={target_sensitivity!r}; wanted a share in (0, 1).")
 
 
 def choose(
@@ -74,12 +87,7 @@ def choose(
     ConfigError
         Wishes that exclude each other, or that the scores do not support.
     """
-    if uncertain_fpr is not None and (labels is not None or not target_fpr < uncertain_fpr):
-        raise ConfigError(
-            f"Got uncertain_fpr={uncertain_fpr!r}; wanted a rate above target_fpr={target_fpr:g}, without labels."
-        )
-    if target_sensitivity is not None and labels is None:
-        raise ConfigError(f"Got target_sensitivity={target_sensitivity!r} without labels; wanted abnormal images too.")
+    check_wishes(labels is not None, target_fpr, uncertain_fpr, target_sensitivity)
     found: dict[str, Any] = {**BY_HAND}
     if labels is None:
         found |= {"rule": "normals", "threshold": normal_threshold(scores, target_fpr), "target_fpr": float(target_fpr)}

@@ -161,6 +161,10 @@ class Outputs:
         """All rows of the table."""
         return rows_of(self.table, COLUMNS)
 
+    def volume_rows(self) -> Iterator[dict[str, str]]:
+        """All rows of the table of volumes."""
+        return rows_of(self._volumes, VOLUME_COLUMNS)
+
     def relative(self, path: Path | None) -> str:
         """A path as the tables hold it."""
         return "" if path is None else str(path.relative_to(self.out))

@@ -18,7 +18,7 @@ from oneshot_medad._names import cell, file_name, written
 from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.export import record_lines
 from oneshot_medad.images.expand import slices
-from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume
+from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume, volumes_of
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, Outputs
 
@@ -99,6 +99,11 @@ class Run:
         """The table's rows of all images of this run."""
         wanted = set(map(listed_name, self.sources))
         return (row for row in self._outputs.rows() if row["name"] in wanted)
+
+    def volumes(self) -> list[dict[str, str]]:
+        """The rows of all volumes of this run."""
+        wanted = set(map(volume_name, volumes_of(self.sources)))
+        return [row for row in self._outputs.volume_rows() if row["name"] in wanted]
 
     def _is_done(self, step: Step) -> bool:
         complete = all(name in self._outputs.complete for name in step.names)

@@ -132,7 +132,7 @@ def test_a_volume_of_another_kind_cannot_be_judged(detector, tmp_path):
     assert blank.verdict == "not read"
 
 
-def test_tables_name_study_and_series(detector, tmp_path, monkeypatch):
+def test_tables_name_study_and_series(detector, tmp_path, capsys):
     planes = (np.full((3, 4, 5), 100) + np.arange(20).reshape(4, 5)).astype(np.uint8)
     write_series(tmp_path / "scan", planes, WindowCenter=128, WindowWidth=256)
     detector.intensity_range = None
@@ -140,6 +140,7 @@ def test_tables_name_study_and_series(detector, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as done:
         app(["predict", str(saved), str(tmp_path / "scan"), "--out", str(tmp_path / "out")])
     assert done.value.code == 0
+    assert f"{tmp_path}/scan: normal, score 0.4" in capsys.readouterr().out
     (row,) = csv.DictReader((tmp_path / "out/volumes.csv").open())
     assert (row["name"], row["study"], row["series"]) == (str(tmp_path / "scan"), STUDY, SERIES)
     assert row["verdict"] == "normal"

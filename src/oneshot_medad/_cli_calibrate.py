@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from oneshot_medad._screen import AsJson, Detector, Recursive, beside, left_out_of, load, tell
+from oneshot_medad._screen import AsJson, Detector, Recursive, beside, labelled, load, tell
 
 
 def calibrate(
@@ -40,8 +39,6 @@ def calibrate(
     """Set the threshold of a detector on images of your own; nothing is fitted again."""
     from oneshot_medad.calibration import finest_rate, promises
     from oneshot_medad.errors import ConfigError
-    from oneshot_medad.images.files import volumes_of
-    from oneshot_medad.images.read import expand
     from oneshot_medad.operating import points_text
     from oneshot_medad.persistence.folder import check_target
 
@@ -52,13 +49,11 @@ def calibrate(
     found = load(detector, backbone, progress=not as_json)
     if reading:
         normals, abnormal = _read_by(normals, abnormal, by)
-    groups = [expand(some, recursive=recursive) for some in (normals, abnormal) if some]
-    left_out = left_out_of(groups)
-    counts = [len(volumes_of(group) if by == "volume" else group) for group in groups]
-    labels = [0] * counts[0] + [1] * counts[1] if abnormal else None
+    sources, labels = labelled(normals, abnormal, recursive, by)
+    left_out = dict(sources.left_out)
     found.calibrate(
-        list(chain(*groups)),
-        labels,
+        sources,
+        labels if abnormal else None,
         target_fpr=target_fpr,
         uncertain_fpr=uncertain_fpr,
         target_sensitivity=target_sensitivity,

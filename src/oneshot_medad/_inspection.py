@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +10,11 @@ import torch
 from oneshot_medad._sharing import Shareable
 from oneshot_medad.backbones.specs import BackboneSpec
 from oneshot_medad.calibration import finest_rate, promises
-from oneshot_medad.errors import BlankImageError, ImageError
+from oneshot_medad.errors import ImageError
 from oneshot_medad.explain import Explanation
-from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import MedicalImage, expand, name_of, read_image
-from oneshot_medad.images.sanity import THUMBNAIL, check_new, listed, near_copies, pixels_sha256, thumbnail
+from oneshot_medad.images.sanity import listed
 
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
@@ -134,29 +132,6 @@ class Inspectable(Shareable):
         if len(sources) != 1:
             raise ImageError(f"Got {len(sources)} images; wanted one. Choose it first, from volumes with slices().")
         return sources[0]
-
-    def _fingerprints(self, sources: list[Any], near: bool = True) -> tuple[list[str], list[str]]:
-        """Name, and SHA-256 of the pixels, of every entry of `expand`; that of a blank slice is empty.
-
-        Raises
-        ------
-        ImageError
-            Images that the detector was fitted on. Near copies are warned about, if they are looked for.
-        """
-        names, hashes = [name_of(source, i) for i, source in enumerate(sources)], [""] * len(sources)
-        thumbnails = np.zeros((len(sources), THUMBNAIL**2), np.float32)
-        for i, source in enumerate(sources):
-            try:
-                image = self._read_one(source, i)
-            except BlankImageError:
-                if not isinstance(source, Slice):
-                    raise
-            else:
-                hashes[i], thumbnails[i] = pixels_sha256(image), thumbnail(image)
-        check_new(names, hashes, [image["sha256"] for image in self.provenance_["support"]])
-        if near and (alike := near_copies(names, hashes, thumbnails)):
-            warnings.warn(f"Got {alike}; wanted each image once. Copies count for nothing.", stacklevel=3)
-        return names, hashes
 
     def _read_one(self, source: Any, position: int) -> MedicalImage:
         return read_image(source, name_of(source, position), self.intensity_range)

@@ -15,9 +15,9 @@ from oneshot_medad._inspection import Inspectable
 from oneshot_medad.calibration import BY_HAND, lowest_similarity
 from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.evaluation import summary
+from oneshot_medad.images.expand import Sources, expand, name_of
 from oneshot_medad.images.files import is_part_of_volume, volumes_of
-from oneshot_medad.images.read import expand, name_of
-from oneshot_medad.images.sanity import copies, listed
+from oneshot_medad.images.sanity import Fingerprints, Oddities, Watcher, copies, listed
 from oneshot_medad.operating import check_wishes, choose
 from oneshot_medad.results.verdicts import CANNOT_JUDGE
 from oneshot_medad.studies.limits import check_unit
@@ -34,6 +34,7 @@ class Measurable(OutlierMixin, Inspectable):
     if TYPE_CHECKING:
 
         def fit(self, images: Any, y: Any = None) -> Self: ...
+        def _predict(self, sources: Sources, on_error: str, *watchers: Watcher) -> Predictions: ...
 
     def decision_function(self, images: Any) -> np.ndarray:
         """(N,) scores alone, higher for more abnormal, for scikit-learn's ``scoring="roc_auc"``.
@@ -64,6 +65,8 @@ class Measurable(OutlierMixin, Inspectable):
         labels: Sequence[int],
         masks: Sequence[np.ndarray] | None = None,
         groups: Sequence[Hashable] | None = None,
+        *,
+        recursive: bool = False,
     ) -> dict[str, Any]:
         """Measure this detector on labelled images and keep the result for its card.
 
@@ -78,6 +81,8 @@ class Measurable(OutlierMixin, Inspectable):
             (H, W) per image on its own grid, true on the lesion; all false for normal images.
         groups
             For example the patient of each image; intervals are drawn over groups.
+        recursive
+            Search folders to any depth.
 
         Returns
         -------
@@ -92,19 +97,18 @@ class Measurable(OutlierMixin, Inspectable):
             Labels, masks or groups that do not fit.
         """
         self._check_fitted()
-        sources = expand(images)
-        names, hashes = self._fingerprints(sources)
+        sources = expand(images, recursive=recursive)
+        predictions, seen = self._predict_new(sources)
         tuned = set(self._calibration["images"])
-        known = [name for name, found in zip(names, hashes, strict=True) if found in tuned]
+        known = [name for name, found in zip(seen.names, seen.hashes, strict=True) if found in tuned]
         if known:
             warnings.warn(
                 f"Got {listed(known)}, which the threshold was calibrated on; wanted other images. Sensitivity and "
                 "specificity on them say little.",
                 stacklevel=2,
             )
-        if doubled := copies(names, hashes):
+        if doubled := seen.copies():
             warnings.warn(f"Got {doubled}; wanted each image once. The intervals are too narrow.", stacklevel=2)
-        predictions = self.predict(sources)
         if np.isnan(predictions.scores).any():
             blank = [name for name, reason in zip(predictions.names, predictions.reasons, strict=True) if reason]
             raise ImageError(
@@ -124,6 +128,7 @@ class Measurable(OutlierMixin, Inspectable):
         target_sensitivity: float | None = None,
         by: str = "image",
         accept_unlike: bool = False,
+        recursive: bool = False,
     ) -> Self:
         """Set the threshold on images or volumes of one's own, without fitting again.
 
@@ -151,6 +156,8 @@ class Measurable(OutlierMixin, Inspectable):
         accept_unlike
             Take images that the detector calls "cannot judge" all the same: they are of the right kind, and its limit
             is lowered to them. False refuses them, because they would not be flagged either.
+        recursive
+            Search folders to any depth.
 
         Returns
         -------
@@ -182,21 +189,20 @@ class Measurable(OutlierMixin, Inspectable):
         }
         check_wishes(labels is not None, **wishes)
         self._check_fitted()
-        sources = expand(normals)
+        sources = expand(normals, recursive=recursive)
         if by == "volume":
             return self._calibrate_volumes(sources, labels, wishes)
-        names, hashes = self._fingerprints(sources)
-        if doubled := copies(names, hashes):
+        predictions, seen = self._predict_new(sources)
+        if doubled := seen.copies():
             raise ImageError(f"Got {doubled}; wanted each image once. Leave them out: copies promise nothing.")
-        predictions = self.predict(sources)
         if not accept_unlike:
-            self._check_kind(names, hashes, predictions.verdicts)
+            self._check_kind(seen.names, seen.hashes, predictions.verdicts)
         read = ~np.isnan(predictions.scores)
         if labels is not None and len(labels) == len(read):
             labels = np.asarray(labels)[read].tolist()
         scores, similarities = predictions.scores[read], np.asarray(predictions.similarities)[read]
         found = choose(scores, labels, **wishes)
-        found["images"] = [image for image in hashes if image]
+        found["images"] = [image for image in seen.hashes if image]
         if self._scorer.knows_kind:
             limits = [lowest_similarity(similarities, target_fpr)]
             if labels is None and self._backbone.least_similarity is not None:  # lesions make images less alike too
@@ -212,9 +218,9 @@ class Measurable(OutlierMixin, Inspectable):
         volumes = volumes_of(sources)
         scores, hashes = [], []
         for (place, _), slices in volumes.items():  # one at a time: heatmaps of many volumes fill the memory
-            parts = self._fingerprints(slices, near=False)[1]
-            hashes.append(sha256("".join(parts).encode()).hexdigest())
-            (volume,) = self.predict(slices).volumes()
+            predictions, seen = self._predict_new(Sources(slices), near=False)  # slices lie close to each other
+            hashes.append(sha256("".join(seen.hashes).encode()).hexdigest())
+            (volume,) = predictions.volumes()
             if np.isnan(volume.score):
                 raise ImageError(f"Got {place}, which has no slice that can be judged; wanted others. Leave it out.")
             scores.append(volume.score)
@@ -223,7 +229,24 @@ class Measurable(OutlierMixin, Inspectable):
         found = choose(np.array(scores), labels, **wishes)
         return self._recalibrated(volumes={**found, "images": hashes})
 
-    def _check_kind(self, names: list[str], hashes: list[str], verdicts: list[str]) -> None:
+    def _predict_new(self, sources: Sources, near: bool = True) -> tuple[Predictions, Fingerprints]:
+        """Predictions of images that this detector was not fitted on, and what tells copies among them.
+
+        Raises
+        ------
+        ImageError
+            Images that the detector was fitted on. Near copies, if they are looked for, saturated and faint images are
+            warned about.
+        """
+        seen, odd = Fingerprints([name_of(source, i) for i, source in enumerate(sources)]), Oddities()
+        predictions = self._predict(sources, "raise", seen.see, odd.see)
+        odd.warn(stacklevel=3)
+        seen.check_new([image["sha256"] for image in self.provenance_["support"]])
+        if near and (alike := seen.near_copies()):
+            warnings.warn(f"Got {alike}; wanted each image once. Copies count for nothing.", stacklevel=3)
+        return predictions, seen
+
+    def _check_kind(self, names: Sequence[str], hashes: Sequence[str], verdicts: Sequence[str]) -> None:
         """Raise an `ImageError` if any image cannot be judged."""
         before = set(self._calibration["images"])  # they set the limit, and a share of them lies below it
         found = zip(names, hashes, verdicts, strict=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -38,9 +36,16 @@ def load(detector: str, backbone: str | None, progress: bool = False) -> Any:
     return AnomalyDetector.from_pretrained(detector, backbone=backbone, progress=progress)
 
 
-def left_out_of(groups: Iterable[Any]) -> dict[str, int]:
-    """How much of each kind was passed over in all of several `expand`."""
-    return dict(sum((group.left_out for group in groups), Counter()))
+def labelled(
+    normal: list[str], abnormal: list[str] | None, recursive: bool, by: str = "image"
+) -> tuple[Any, list[int]]:
+    """What `expand` finds of both kinds, and 0 or 1 for each image or volume."""
+    from oneshot_medad.images.expand import expand
+    from oneshot_medad.images.files import volumes_of
+
+    groups = {label: expand(some, recursive=recursive) for label, some in enumerate((normal, abnormal)) if some}
+    units = {label: volumes_of(group) if by == "volume" else group for label, group in groups.items()}
+    return expand(groups.values()), [label for label, group in units.items() for _ in group]
 
 
 def beside(left_out: dict[str, int]) -> str:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from io import TextIOWrapper
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ from oneshot_medad._screen import (
     Images,
     Recursive,
     beside,
-    left_out_of,
+    labelled,
     load,
     tell,
     verdicts,
@@ -229,15 +228,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a detector on images with known labels."""
-    from oneshot_medad.images.read import expand
-
     found = load(detector, backbone, progress=not as_json)
-    groups = [expand(some, recursive=recursive) for some in (normal, abnormal)]
-    left_out = left_out_of(groups)
-    values = found.evaluate(list(chain(*groups)), [0] * len(groups[0]) + [1] * len(groups[1]))
+    sources, labels = labelled(normal, abnormal, recursive)
+    values = {**found.evaluate(sources, labels), "left_out": dict(sources.left_out)}
     if save:
         found.save_pretrained(detector)
-    values = {**values, "left_out": left_out} if left_out else values
     tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
 
 

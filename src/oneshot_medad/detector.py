@@ -22,10 +22,11 @@ from oneshot_medad.backbones.specs import BackboneSpec, get_spec
 from oneshot_medad.calibration import synthetic_threshold, uncalibrated
 from oneshot_medad.config import Recipe
 from oneshot_medad.errors import BlankImageError, ConfigError, ImageError
+from oneshot_medad.images.expand import Sources
 from oneshot_medad.images.files import Slice, is_part_of_volume
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
-from oneshot_medad.images.sanity import copies, faint, saturated, warn_saturated
+from oneshot_medad.images.sanity import Oddities, Watcher, copies, faint, saturated
 from oneshot_medad.model_selection import normal_rows
 from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
@@ -187,16 +188,21 @@ class AnomalyDetector(Measurable):
             An input that cannot be used.
         """
         self._check_fitted()
-        self = self._as_it_is()  # another thread may fit or calibrate meanwhile
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
-        sources = expand(images, recursive=recursive)
+        odd = Oddities()
+        found = self._predict(expand(images, recursive=recursive), on_error, odd.see)
+        odd.warn(stacklevel=2)
+        return found
+
+    def _predict(self, sources: Sources, on_error: str, *watchers: Watcher) -> Predictions:
+        """`predict` of what `expand` found; the watchers see every image that was read."""
+        self = self._as_it_is()  # another thread may fit or calibrate meanwhile
         scores, similarities = np.full((2, len(sources)), np.nan)
         heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
         names, reasons = [""] * len(sources), [""] * len(sources)
         spacings: list[tuple[float, float] | None] = [None] * len(sources)
         positions: list[float | None] = [None] * len(sources)
-        odd: list[tuple[Any, str]] = []
         # without a bar no tqdm either, which starts a thread
         with tqdm(total=len(sources), desc="predict") if self.progress else nullcontext() as bar:
             for start in range(0, len(sources), ENCODE_BATCH):
@@ -211,13 +217,12 @@ class AnomalyDetector(Measurable):
                         names[i], reasons[i] = name_of(sources[i], i), BLANK if blank else str(error)
                     else:
                         names[i], spacings[i], positions[i] = chunk[i].name, chunk[i].spacing, chunk[i].position
-                        if said := saturated(chunk[i]):
-                            odd.append((sources[i], said))
+                        for watcher in watchers:
+                            watcher(i, sources[i], chunk[i])
                 for i, found in zip(chunk, self._score(list(chunk.values())), strict=True):
                     scores[i], heatmaps[i], similarities[i] = found
                 if bar is not None:
                     bar.update(min(ENCODE_BATCH, len(sources) - start))
-        warn_saturated(odd, len(sources), stacklevel=2)
         return Predictions(
             scores,
             heatmaps,

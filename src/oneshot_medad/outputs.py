@@ -20,7 +20,7 @@ TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
 HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"
 COLUMNS = ("name", "verdict", "flag", "reason", "threshold", "heatmap")
 """Those that are read again."""
-VOLUME_COLUMNS = ("name", "threshold", "heatmap")
+VOLUME_COLUMNS = ("name", "score", "threshold", "heatmap")
 
 ASIDE = ".aside"
 """Suffix of heatmaps that wait for another number."""
@@ -85,16 +85,19 @@ class Outputs:
             if row["name"] in recorded and (row["verdict"] not in JUDGED or self._is_there(row["heatmap"])):
                 self.complete.add(row["name"])
         self.volumes: dict[str, str] = {}
+        self._unjudged = set()
         own = detector.calibration_["volumes"]
         limit = str(own["threshold"] if own else detector.threshold_)
         for row in rows_of(self._volumes, VOLUME_COLUMNS):
             if row["threshold"] != limit:
                 raise ConfigError(f"{self._volumes} holds volumes judged by another threshold. Give another --out.")
             self.volumes[row["name"]] = row["heatmap"]
+            if not row["score"]:
+                self._unjudged.add(row["name"])
 
     def has_volume(self, name: str) -> bool:
-        """Whether a volume is listed, with its heatmap if one is wanted."""
-        return name in self.volumes and self._is_there(self.volumes[name], ".nii.gz")
+        """Whether a volume is listed, with its heatmap if one is wanted and any slice was judged."""
+        return name in self._unjudged or (name in self.volumes and self._is_there(self.volumes[name], ".nii.gz"))
 
     def _is_there(self, heatmap: str, suffix: str | None = None) -> bool:
         if self.form is None:

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from oneshot_medad._names import cell, file_name, written
 from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.export import record_lines
-from oneshot_medad.images.expand import slices
+from oneshot_medad.images.expand import Sources, slices
 from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume, volumes_of
 from oneshot_medad.images.open import open_stack
+from oneshot_medad.images.sanity import Oddities
 from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, Outputs
 
 Rows = list[dict[str, Any]]
@@ -71,7 +74,7 @@ class Run:
     """
 
     def __init__(self, detector: Any, sources: Iterable[Any], out: Path, form: str | None, chunk: int) -> None:
-        self.detector, self.form = detector, form
+        self.detector, self.form, self._odd = detector, form, Oddities()
         self.sources = list({listed_name(source): source for source in sources}.values())
         self._outputs = outputs = Outputs(out, form, detector)
         steps = list(_steps(self.sources, chunk, outputs.heatmaps))
@@ -88,12 +91,15 @@ class Run:
         return sum(len(step.sources) for step in self.steps)
 
     def __iter__(self) -> Iterator[int]:
-        """Do the steps; gives the number of images of each."""
-        for step in self.steps:
-            rows, records, volumes = self._moved(step) if step.names[0] in self._made else self._predicted(step)
-            self._outputs.write(rows, records, volumes)
-            self.listed, self._number = self.listed + len(rows), self._number + len(rows)
-            yield len(rows)
+        """Do the steps; gives the number of images of each. What there is to warn about is said once, at the end."""
+        try:
+            for step in self.steps:
+                rows, records, volumes = self._moved(step) if step.names[0] in self._made else self._predicted(step)
+                self._outputs.write(rows, records, volumes)
+                self.listed, self._number = self.listed + len(rows), self._number + len(rows)
+                yield len(rows)
+        finally:
+            self._odd.warn(stacklevel=1)
 
     def rows(self) -> Iterator[dict[str, str]]:
         """The table's rows of all images of this run."""
@@ -111,7 +117,8 @@ class Run:
 
     def _predicted(self, step: Step) -> tuple[Rows, list[str], Rows]:
         """Rows, audit records and the line of the volume of a step; its heatmaps are written."""
-        predictions, out, start = self.detector.predict(step.sources, on_error="record"), self._outputs, self._number
+        out, start = self._outputs, self._number
+        predictions = self.detector._predict(Sources(step.sources), "record", self._odd.see)
         rows = predictions.to_rows()
         out.check_columns([*rows[0], "heatmap"])
         files: list[Path | None] = [None] * len(rows)
@@ -128,7 +135,8 @@ class Run:
         except ImageError:  # its slices say why
             return []
         path = None
-        if self.form is not None:
+        judged = not np.isnan(found.score)  # if no slice is, zeros would look calm
+        if self.form is not None and judged:
             path = self._outputs.out / OF_VOLUMES / file_name(self._number, _stem(volume), ".nii.gz")
             path.parent.mkdir(exist_ok=True)
             found.save(path)

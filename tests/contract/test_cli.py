@@ -119,6 +119,7 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     measured = json.loads(capsys.readouterr().out)
     assert measured["n_normal"] == 4
     assert run(monkeypatch, "info", detector, "--json") == 0
+    assert measured.pop("left_out") == {}
     assert json.loads(capsys.readouterr().out)["evaluation"] == measured
 
     assert run(monkeypatch, "fit", scans / "abnormal" / "none.png", "--out", scans / "x") == 1

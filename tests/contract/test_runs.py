@@ -233,6 +233,59 @@ def test_what_a_command_wants_more_than_the_last_one_is_made(fitted, scans, tmp_
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def silhouette(folder, count):
+    """Pictures of black and white alone, all different."""
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.zeros((12, 9), np.uint8)
+        pixels[: i + 1, :5] = 255
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.usefixtures("stub")
+def test_saturation_is_warned_about_once_a_run(detector, tmp_path, capsys):
+    folder = silhouette(tmp_path / "white", 10)  # three chunks
+    Image.fromarray(picture(0)).save(folder / "right.png")
+    assert predict(detector, tmp_path / "out", folder) == 0
+    said = capsys.readouterr().err
+    assert said.count("saturated") == 1
+    assert f"{folder / '0.png'}, which is saturated" in said
+    assert "So are 9 more of 11 images." in said
+    assert predict(detector, tmp_path / "out", folder) == 0  # nothing was left to read
+    assert "saturated" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_run_that_breaks_off_warns_of_what_it_saw(fitted, tmp_path):
+    sources = expand(str(silhouette(tmp_path / "white", 10)))
+    (tmp_path / "out").mkdir()
+    broken_off = iter(runs.Run(fitted, sources, tmp_path / "out", None, 4))
+    next(broken_off)
+    with pytest.warns(UserWarning, match="So are 3 more of 4 images"):
+        broken_off.close()
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_volume_without_a_judged_slice_has_neither_score_nor_heatmap(fitted, tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((12, 9, 4), np.uint8), np.diag([1, 1, 3, 1]))
+    image.header["cal_max"] = 255
+    nibabel.save(image, tmp_path / "blank.nii")
+    write_volume(tmp_path / "some.nii", 4)
+    for _ in range(2):
+        run(fitted, tmp_path / "out", tmp_path / "*.nii")
+        rows = list(csv.DictReader((tmp_path / "out" / "volumes.csv").open(encoding="utf-8")))
+        assert {key: rows[0][key] for key in ("name", "verdict", "score", "heatmap")} == {
+            "name": str(tmp_path / "blank.nii"),
+            "verdict": "not read",
+            "score": "",
+            "heatmap": "",
+        }
+        assert float(rows[1]["score"]) > 0
+        assert [path.name for path in (tmp_path / "out" / "volumes").iterdir()] == ["00004-some.nii.gz"]
+    assert not list(runs.Run(fitted, expand(str(tmp_path / "*.nii")), tmp_path / "out", "png", 4))
+
+
 @pytest.mark.usefixtures("stub")
 def test_one_run_at_a_time(fitted, scans, tmp_path, detector):
     out = tmp_path / "out"

@@ -115,6 +115,31 @@ def test_calibrating_again_on_the_same_images_is_no_error(detector, many):
     assert detector.calibrate(images, target_fpr=0.2).calibration_["target_fpr"] == 0.2
 
 
+def test_every_image_is_read_once(detector, many, monkeypatch):
+    read, one = [], AnomalyDetector._read_one
+    monkeypatch.setattr(AnomalyDetector, "_read_one", lambda *given: read.append(given[2]) or one(*given))
+    detector.calibrate(many.images[:9], target_fpr=0.2)
+    assert read == list(range(9))
+    read.clear()
+    detector.evaluate(many.images[-4:], many.labels[-4:])
+    assert read == list(range(4))
+
+
+def test_folders_are_searched_to_any_depth_where_asked(detector, many, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for i, place in enumerate(("x", "a/x", "a/b/x", "a/b/y")):
+        Image.fromarray(many.images[-4:][i]).save(tmp_path / f"{place}.png")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    labels = [int(label) for label in (many.labels[-2], many.labels[-1], many.labels[-3], many.labels[-4])]
+    measured = detector.evaluate(tmp_path, labels, recursive=True)  # a/b/x, a/b/y, a/x, x
+    assert (measured["n_normal"], measured["n_abnormal"]) == (2, 2)
+    with pytest.raises(ValueError, match="4 labels for 1 images"):
+        detector.evaluate(tmp_path, labels)
+    with pytest.raises(ConfigError, match="at least 4"):
+        detector.calibrate(tmp_path, target_fpr=0.2)
+    assert detector.calibrate(tmp_path, target_fpr=0.2, recursive=True).calibration_["n_normal"] == 4
+
+
 # --- what a calibration promises -----------------------------------------------------------------------------------
 
 
@@ -246,6 +271,15 @@ def test_saturated_images_are_warned_about_by_fit_calibrate_and_predict(detector
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Got ")
         detector.predict(sample.images)
+
+
+def test_faint_images_are_warned_about_by_predict_and_calibrate(detector, many, sample):
+    """12 bits in 16, as exports often have it."""
+    dark = [image.astype(np.uint16) * 16 for image in many.images[:4]]
+    with pytest.warns(UserWarning, match=r"image 1, which uses \d\.\d% .*So are 1 more of 3 images\."):
+        detector.predict([sample.images[0], *dark[:2]])
+    with pytest.warns(UserWarning, match=r"uses \d\.\d% .*So are 3 more of 4 images"):
+        detector.calibrate(dark, target_fpr=0.25, accept_unlike=True)
 
 
 def test_the_empty_ends_of_a_volume_are_no_saturation_but_a_wrong_window_is(detector, sample, tmp_path):

@@ -1,6 +1,7 @@
 """What other packages say while files are read does not reach the user, and nothing of the process stays changed."""
 
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -75,3 +76,24 @@ def test_expand_is_quiet_too(noisy):
         warnings.simplefilter("always")
         expand(PACKAGED)
     assert not caught
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_is_quiet_too_and_cleans_up_after_itself():
+    """Also one that begins while another thread, or this one, reads."""
+
+    def right():
+        before = list(warnings.filters)
+        with quiet():
+            inside = warnings.filters[0][0] == "ignore" and warnings.filters[0][3].match("pydicom.x")
+        return bool(inside) and list(warnings.filters) == before
+
+    with quiet():
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if right() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if right() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

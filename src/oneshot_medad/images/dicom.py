@@ -189,8 +189,8 @@ def _stored(ds: Any, index: int, unused: tuple[int, int] | None) -> tuple[np.nda
         if decoder.is_native or isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise ImageFileError(
-            f"Got {decoder.UID.name} pixels, which cannot be decoded to {ds.Rows} x {ds.Columns} ({error}); wanted a "
-            "whole frame. Export it again, for example without compression."
+            f"Got {decoder.UID.name} pixels, which cannot be decoded to {ds.Rows} x {ds.Columns}; wanted a whole "
+            f"frame. Export it again, for example without compression. The decoder says: {error}"
         ) from error
     if unused:
         above, below = unused

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 from oneshot_medad.errors import ImageError, ImageFileError, ImageTypeError, NoPictureError
 from oneshot_medad.images.address import Address
 from oneshot_medad.images.arrange import in_order, in_place
+from oneshot_medad.images.arrays import of_array, of_tensor
 from oneshot_medad.images.dicom import Dicom
 from oneshot_medad.images.files import File, Member, Series, Slice
 from oneshot_medad.images.folders import FOLDER, Search, images_in, is_image, is_index, said
@@ -40,7 +41,7 @@ _WAYS = {
 
 
 class Sources(list[Any]):
-    """What `expand` returns: one entry per image.
+    """What `expand` returns: one entry per image. It goes wherever images go, and is not searched again there.
 
     Attributes
     ----------
@@ -49,7 +50,9 @@ class Sources(list[Any]):
         objects without a picture, folders that were not searched. Hidden files do not count.
     """
 
-    left_out: Counter[str]
+    def __init__(self, found: Iterable[Any] = ()) -> None:
+        super().__init__(found)
+        self.left_out: Counter[str] = Counter()
 
 
 def expand(images: Any, *, recursive: bool = False) -> Sources:
@@ -85,8 +88,6 @@ def expand(images: Any, *, recursive: bool = False) -> Sources:
         DICOM files without pydicom.
     """
     search = Search(recursive)
-    if isinstance(images, Sources):
-        search.left_out.update(images.left_out)
     found = Sources(in_place(list(_expand(images, search)), search.listed))
     if not found:
         raise ImageError(f"Got no images ({type(images).__name__} of length 0); wanted at least one.")
@@ -189,7 +190,7 @@ def _expand(images: Any, search: Search) -> Iterator[Any]:
     elif isinstance(images, (PILImage.Image, Slice, Member)):
         yield images
     elif isinstance(images, torch.Tensor):
-        yield from _expand_tensor(images)
+        yield from of_tensor(images)
     elif hasattr(images, "read") or isinstance(images, (bytes, bytearray, memoryview)):
         raise ImageTypeError(
             f"Got {type(images).__name__}; wanted {_WANTED}. Pass the file, or PIL.Image.open(...) of what it holds."
@@ -200,6 +201,9 @@ def _expand(images: Any, search: Search) -> Iterator[Any]:
         with reading(f"an object of type {type(images).__name__}"):
             array = np.asanyarray(images)
         yield from _expand_array(array, search)
+    elif isinstance(images, Sources):
+        search.left_out.update(images.left_out)
+        yield from images
     elif isinstance(images, Iterable) and not isinstance(images, dict):
         for image in images:
             yield from _expand(image, search)
@@ -212,33 +216,12 @@ def _is_column(table: Any) -> bool:
     return getattr(table, "ndim", None) == 1
 
 
-def _expand_tensor(images: torch.Tensor) -> Iterator[torch.Tensor]:
-    shape = tuple(images.shape)
-    if images.ndim == 2 or (images.ndim == 3 and shape[0] in (1, 3, 4)):
-        yield images
-    elif images.ndim == 4 and shape[1] in (1, 3, 4):
-        yield from images
-    else:
-        raise ImageError(
-            f"Got a tensor of shape {shape}; wanted (H, W), (C, H, W) or (N, C, H, W) with C of 1, 3 or 4 (opacity)."
-        )
-
-
 def _expand_array(images: np.ndarray, search: Search) -> Iterator[Any]:
     if images.dtype.kind in "OUS":  # paths or images, as a table's column holds them
         for image in images.ravel().tolist():
             yield from _expand(os.fsdecode(image) if isinstance(image, bytes) else image, search)
         return
-    colour = images.ndim >= 3 and images.shape[-1] in (1, 3, 4)
-    if images.ndim == 2 or (images.ndim == 3 and colour):
-        yield images
-    elif images.ndim == 3 or (images.ndim == 4 and colour):
-        yield from images
-    else:
-        raise ImageError(
-            f"Got an array of shape {images.shape}; wanted (H, W), (H, W, C), (N, H, W) or (N, H, W, C) with C of 1, "
-            "3 or 4 (opacity)."
-        )
+    yield from of_array(images)
 
 
 def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch.nn.functional as F
@@ -72,43 +73,77 @@ def saturated(image: MedicalImage) -> str | None:
     )
 
 
-def warn_saturated(found: Sequence[tuple[Any, str]], total: int, stacklevel: int) -> None:
-    """Warn once of the saturated images of a call.
+Watcher: TypeAlias = Callable[[int, Any, MedicalImage], None]
+"""Is told position, source and pixels of every image that a call reads, so that none is read twice."""
+
+
+class Oddities:
+    """What is odd about the images of a call or a run, to be warned about once, in memory that does not grow with them.
 
     Slices at both ends of a volume are nearly empty by nature: if there are no others, nothing is said unless they are
     the majority.
-
-    Parameters
-    ----------
-    found
-        Source and `saturated` of each of them.
-    total
-        Images of the call.
-    stacklevel
-        As of `warnings.warn`, seen from the caller.
     """
-    single = [said for source, said in found if getattr(source, "axis", "frame") == "frame"]
-    if single or 2 * len(found) > total:
-        more = f" So are {len(found) - 1} more of {total} images." if len(found) > 1 else ""
-        warnings.warn((single or [found[0][1]])[0] + more, stacklevel=stacklevel + 1)
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._found = {check: Counter[str]() for check in (faint, saturated)}
+        self._said: dict[tuple[Any, str], str] = {}
+
+    def see(self, position: int, source: Any, image: MedicalImage) -> None:
+        """Look at one image that was read from ``source``."""
+        self._total += 1
+        where = "image" if getattr(source, "axis", "frame") == "frame" else "slice"
+        for check, counts in self._found.items():
+            if said := check(image):
+                counts[where] += 1
+                self._said.setdefault((check, where), said)
+                return
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn of each kind that there is; ``stacklevel`` as of `warnings.warn`, seen from the caller."""
+        for check, counts in self._found.items():
+            n = counts.total()
+            if counts["image"] or 2 * n > self._total:
+                said = self._said[check, "image" if counts["image"] else "slice"]
+                more = f" So are {n - 1} more of {self._total} images." if n > 1 else ""
+                warnings.warn(said + more, stacklevel=stacklevel + 1)
 
 
-def check_new(names: Sequence[str], hashes: Sequence[str], fitted_on: Collection[str]) -> None:
-    """Raise an `ImageError` if any image is one that the detector was fitted on.
+class Fingerprints:
+    """What tells whether images are copies, of each other or of those that a detector was fitted on.
 
-    Parameters
+    Attributes
     ----------
-    names, hashes
-        Of the images; an empty hash is skipped.
-    fitted_on
-        Hashes of the images fitted on.
+    names
+        Of the images, in their order.
+    hashes
+        SHA-256 of the pixels of each; empty for one that was not read.
     """
-    known = [name for name, found in zip(names, hashes, strict=True) if found in fitted_on]
-    if known:
-        raise ImageError(
-            f"Got {listed(known)}, which the detector was fitted on; wanted other images. Leave them out: what was "
-            "fitted on scores lower than any further image."
-        )
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.hashes = names, [""] * len(names)
+        self._thumbnails = np.zeros((len(names), THUMBNAIL**2), np.float32)
+
+    def see(self, position: int, source: Any, image: MedicalImage) -> None:
+        """Keep what is needed of one image."""
+        self.hashes[position], self._thumbnails[position] = pixels_sha256(image), thumbnail(image)
+
+    def check_new(self, fitted_on: Collection[str]) -> None:
+        """Raise an `ImageError` if any image is one that the detector was fitted on, by their hashes."""
+        known = [name for name, found in zip(self.names, self.hashes, strict=True) if found in fitted_on]
+        if known:
+            raise ImageError(
+                f"Got {listed(known)}, which the detector was fitted on; wanted other images. Leave them out: what was "
+                "fitted on scores lower than any further image."
+            )
+
+    def copies(self) -> str | None:
+        """`copies` among them."""
+        return copies(self.names, self.hashes)
+
+    def near_copies(self) -> str | None:
+        """`near_copies` among them."""
+        return near_copies(self.names, self.hashes, self._thumbnails)
 
 
 def copies(names: Sequence[str], hashes: Sequence[str]) -> str | None:

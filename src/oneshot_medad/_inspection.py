@@ -23,6 +23,7 @@ _RULES = {
     "none": "there is none",
     "synthetic": "half-way from augmented views of the normal images to synthetic anomalies; a starting point",
     "normals": "from {n} normal images given to calibrate",
+    "sensitivity": "from labelled images given to calibrate, for a share of the abnormal ones; {n} of them were normal",
     "labels": "from labelled images given to calibrate, {n} of them normal",
     "manual": "set by hand",
 }
@@ -172,4 +173,8 @@ def describe(detector: Any, spec: BackboneSpec) -> str:
     if found["images"]:
         hashes = listed([image[:12] for image in found["images"]], HASHES)
         lines["Calibrated on"] = f"{len(found['images'])} images, whose pixels have the SHA-256 {hashes}"
+    if (volumes := found["volumes"]) is not None:
+        rule = _RULES[volumes["rule"]].format(n=volumes["n_normal"]).replace("images", "volumes")
+        said = " ".join(promises(volumes, "volume")).removesuffix(".")
+        lines["Volumes"] = f"threshold {volumes['threshold']:.3f}, {rule}" + (f". {said}" if said else "")
     return "\n".join(f"{name}: {text}." for name, text in lines.items())

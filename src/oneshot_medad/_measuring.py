@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
+from hashlib import sha256
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,15 @@ import numpy as np
 from sklearn.base import OutlierMixin
 
 from oneshot_medad._inspection import Inspectable
-from oneshot_medad.calibration import BY_HAND, labelled_threshold, lowest_similarity, normal_threshold
+from oneshot_medad.calibration import BY_HAND, lowest_similarity
 from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.evaluation import summary
 from oneshot_medad.images.expand import Sources, expand, name_of
-from oneshot_medad.images.sanity import Fingerprints, Oddities, Watcher, listed
+from oneshot_medad.images.files import is_part_of_volume, volumes_of
+from oneshot_medad.images.sanity import Fingerprints, Oddities, Watcher, copies, listed
+from oneshot_medad.operating import check_wishes, choose
 from oneshot_medad.results.verdicts import CANNOT_JUDGE
+from oneshot_medad.studies.limits import check_unit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -121,10 +125,12 @@ class Measurable(OutlierMixin, Inspectable):
         *,
         target_fpr: float = 0.05,
         uncertain_fpr: float | None = None,
+        target_sensitivity: float | None = None,
+        by: str = "image",
         accept_unlike: bool = False,
         recursive: bool = False,
     ) -> Self:
-        """Set the threshold on images of one's own, without fitting again.
+        """Set the threshold on images or volumes of one's own, without fitting again.
 
         Parameters
         ----------
@@ -133,7 +139,7 @@ class Measurable(OutlierMixin, Inspectable):
             Blank slices of volumes do not count.
         labels
             0 for normal, 1 for abnormal: the threshold then has the highest sum of sensitivity and specificity on them,
-            and ``target_fpr`` is not used.
+            or the sensitivity that is asked for, and ``target_fpr`` is not used. One per image, or per volume.
         target_fpr
             Share of further normal images that may be flagged (`calibration.normal_threshold`), and share of images of
             this kind that may be called too unlike them to judge (`calibration.lowest_similarity`); without ``labels``
@@ -141,6 +147,12 @@ class Measurable(OutlierMixin, Inspectable):
         uncertain_fpr
             Above ``target_fpr``: images that only a threshold for this larger share would flag are called uncertain.
             None calls none so.
+        target_sensitivity
+            Share of further abnormal images that must be flagged (`operating.sensitive_threshold`), with ``labels``;
+            ``calibration_["operating_points"]`` says what it costs.
+        by
+            ``"image"``, or ``"volume"``: every NIfTI volume and DICOM series counts as one and gets a threshold of its
+            own; that for images and slices stays as it is.
         accept_unlike
             Take images that the detector calls "cannot judge" all the same: they are of the right kind, and its limit
             is lowered to them. False refuses them, because they would not be flagged either.
@@ -169,12 +181,18 @@ class Measurable(OutlierMixin, Inspectable):
         >>> predictions.p_values.shape
         (2,)
         """
-        if uncertain_fpr is not None and (labels is not None or not target_fpr < uncertain_fpr):
-            raise ConfigError(
-                f"Got uncertain_fpr={uncertain_fpr!r}; wanted a rate above target_fpr={target_fpr:g}, without labels."
-            )
+        check_unit(by)
+        wishes: dict[str, Any] = {
+            "target_fpr": target_fpr,
+            "uncertain_fpr": uncertain_fpr,
+            "target_sensitivity": target_sensitivity,
+        }
+        check_wishes(labels is not None, **wishes)
         self._check_fitted()
-        predictions, seen = self._predict_new(expand(normals, recursive=recursive))
+        sources = expand(normals, recursive=recursive)
+        if by == "volume":
+            return self._calibrate_volumes(sources, labels, wishes)
+        predictions, seen = self._predict_new(sources)
         if doubled := seen.copies():
             raise ImageError(f"Got {doubled}; wanted each image once. Leave them out: copies promise nothing.")
         if not accept_unlike:
@@ -183,36 +201,48 @@ class Measurable(OutlierMixin, Inspectable):
         if labels is not None and len(labels) == len(read):
             labels = np.asarray(labels)[read].tolist()
         scores, similarities = predictions.scores[read], np.asarray(predictions.similarities)[read]
-        found: dict[str, Any] = {**BY_HAND, "images": [image for image in seen.hashes if image]}
-        if labels is None:
-            found |= {"rule": "normals", "threshold": normal_threshold(scores, target_fpr)}
-            found["target_fpr"] = float(target_fpr)
-            if uncertain_fpr is not None:
-                found["uncertain_from"] = normal_threshold(scores, uncertain_fpr)
-                found["uncertain_fpr"] = float(uncertain_fpr)
-        else:
-            found |= {"rule": "labels", "threshold": labelled_threshold(scores, labels)}
-            scores = scores[np.asarray(labels) == 0]
+        found = choose(scores, labels, **wishes)
+        found["images"] = [image for image in seen.hashes if image]
         if self._scorer.knows_kind:
             limits = [lowest_similarity(similarities, target_fpr)]
             if labels is None and self._backbone.least_similarity is not None:  # lesions make images less alike too
                 limits.append(self._backbone.least_similarity)
             found["least_similarity"] = min(limits)
-        return self._recalibrated(**found, normal_scores=np.sort(scores).tolist())
+        return self._recalibrated(**found)
 
-    def _predict_new(self, sources: Sources) -> tuple[Predictions, Fingerprints]:
+    def _calibrate_volumes(self, sources: list[Any], labels: Sequence[int] | None, wishes: dict[str, Any]) -> Self:
+        """Set the threshold of volumes; those of single images stay as they are."""
+        alone = [name_of(source, i) for i, source in enumerate(sources) if not is_part_of_volume(source)]
+        if alone:
+            raise ImageError(f"Got {listed(alone)}, no slice of a volume; wanted volumes alone. Give their files.")
+        volumes = volumes_of(sources)
+        scores, hashes = [], []
+        for (place, _), slices in volumes.items():  # one at a time: heatmaps of many volumes fill the memory
+            predictions, seen = self._predict_new(Sources(slices), near=False)  # slices lie close to each other
+            hashes.append(sha256("".join(seen.hashes).encode()).hexdigest())
+            (volume,) = predictions.volumes()
+            if np.isnan(volume.score):
+                raise ImageError(f"Got {place}, which has no slice that can be judged; wanted others. Leave it out.")
+            scores.append(volume.score)
+        if doubled := copies([str(place) for place, _ in volumes], hashes):
+            raise ImageError(f"Got {doubled}; wanted each volume once. Leave them out: copies promise nothing.")
+        found = choose(np.array(scores), labels, **wishes)
+        return self._recalibrated(volumes={**found, "images": hashes})
+
+    def _predict_new(self, sources: Sources, near: bool = True) -> tuple[Predictions, Fingerprints]:
         """Predictions of images that this detector was not fitted on, and what tells copies among them.
 
         Raises
         ------
         ImageError
-            Images that the detector was fitted on. Near copies, saturated and faint images are warned about.
+            Images that the detector was fitted on. Near copies, if they are looked for, saturated and faint images are
+            warned about.
         """
         seen, odd = Fingerprints([name_of(source, i) for i, source in enumerate(sources)]), Oddities()
         predictions = self._predict(sources, "raise", seen.see, odd.see)
         odd.warn(stacklevel=3)
         seen.check_new([image["sha256"] for image in self.provenance_["support"]])
-        if alike := seen.near_copies():
+        if near and (alike := seen.near_copies()):
             warnings.warn(f"Got {alike}; wanted each image once. Copies count for nothing.", stacklevel=3)
         return predictions, seen
 
@@ -227,16 +257,30 @@ class Measurable(OutlierMixin, Inspectable):
                 "Leave them out, or pass accept_unlike=True if they are of the right kind."
             )
 
-    def set_threshold(self, threshold: float) -> Self:
-        """Flag images that score above ``threshold``, on the raw scale of `Predictions.scores`; none is uncertain."""
+    def set_threshold(self, threshold: float, by: str = "image") -> Self:
+        """Flag what scores above ``threshold``, on the raw scale of `Predictions.scores`; none is uncertain.
+
+        Parameters
+        ----------
+        threshold
+            The score.
+        by
+            ``"image"`` or ``"volume"``, as for `calibrate`.
+        """
         self._check_fitted()
+        check_unit(by)
         if not isinstance(threshold, Real) or not np.isfinite(threshold):
             raise ConfigError(f"Got threshold={threshold!r}; wanted a finite number.")
+        if by == "volume":
+            before = self._calibration["volumes"] or {"normal_scores": [], "abnormal_scores": [], "images": []}
+            return self._recalibrated(volumes={**before, **BY_HAND, "threshold": float(threshold)})
         return self._recalibrated(**BY_HAND, threshold=float(threshold))
 
     def _recalibrated(self, **found: Any) -> Self:
         """Take another threshold, and forget what was measured at the old one."""
         self._calibration = {**self._calibration, **found}
+        if "threshold" not in found:  # that of volumes, which nothing was measured at
+            return self
         measured = self.evaluation_ or {}
         kept = {k: v for k, v in measured.items() if not k.startswith(("sensitivity", "specificity"))}
         self.evaluation_ = kept or None

@@ -17,10 +17,11 @@ from oneshot_medad._runtime import is_writer, resolve_device, seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.resolve import cache_folder, resolve
 from oneshot_medad.backbones.specs import BACKBONES, SPEC, STATISTICS, BackboneSpec, get_spec
-from oneshot_medad.calibration import stated, uncalibrated
+from oneshot_medad.calibration import uncalibrated
 from oneshot_medad.errors import NotFittedError, PersistenceError
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.images.read import MedicalImage
+from oneshot_medad.operating import with_points
 from oneshot_medad.persistence.card import model_card
 from oneshot_medad.persistence.describe import check_files, fingerprint, pack, provenance, stored_spec, unpack
 from oneshot_medad.persistence.folder import CONFIG, MODEL
@@ -172,10 +173,14 @@ class Shareable(Parameters, Copyable):
         ``rule``, ``threshold``, ``target_fpr``, ``uncertain_from``, ``uncertain_fpr``, ``n_normal``, ``images`` (their
         SHA-256, of the pixels of all that were given to `calibrate`); ``expected_fpr`` and ``fpr_bound`` (at 95 %
         confidence) of the threshold, ``expected_uncertain`` and ``uncertain_bound`` of the lower end of the reject
-        band; None where normal images did not set it.
+        band; None where normal images did not set it. After a calibration with labels also ``n_abnormal``,
+        ``target_sensitivity``, ``expected_sensitivity`` and ``sensitivity_bound``, and ``operating_points``: what
+        false-positive rate buys what sensitivity (`operating.operating_points`). ``volumes`` holds the same of a
+        calibration on volumes; None before.
         """
         self._calibrated("threshold")
-        return stated(self._calibration)
+        own, volumes = self._calibration, self._calibration["volumes"]
+        return {**with_points(own), "volumes": None if volumes is None else with_points(volumes)}
 
     @classmethod
     def from_pretrained(

@@ -11,10 +11,14 @@ import torch
 from oneshot_medad.errors import ConfigError
 
 RULES = {
+    "images": "It is the one for single images: no volumes were calibrated on. A volume has many slices, so a normal "
+    "one exceeds it more often than a normal image does.",
     "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
     "them. It is a starting point, not a promised false-positive rate.",
     "normals": "It was set on further normal images so that on average at most a chosen share of new normal images is "
     "flagged, as far as they come from the same population, scanner and protocol.",
+    "sensitivity": "It was set on labelled images so that on average at least a chosen share of further abnormal "
+    "images is flagged, as far as they come from the same population, diseases and stages included.",
     "labels": "It was set on labelled images for the highest sum of sensitivity and specificity on them.",
     "manual": "It was set by hand.",
     "none": "The threshold was not calibrated: it is where the probabilities of normal and abnormal are equal.",
@@ -47,7 +51,29 @@ def shown(values: np.ndarray, threshold: float) -> np.ndarray:
     return np.asarray(expit(STEEPNESS * (values - threshold)))
 
 
-BY_HAND: dict[str, Any] = {"rule": "manual", "uncertain_from": None, "target_fpr": None, "uncertain_fpr": None}
+def p_values(scores: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """(N,) conformal p-values of scores against n normal ones, from 1 / (n + 1) to 1.
+
+    Examples
+    --------
+    >>> p_values(np.array([0.1, 2.5]), np.array([0.0, 1.0, 2.0])).tolist()
+    [0.75, 0.25]
+    """
+    return (1 + (normal[None] >= scores[:, None]).sum(axis=1)) / (len(normal) + 1)
+
+
+def percentiles(scores: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """(N,) percent of the normal scores that lie below each score."""
+    return 100 * (normal[None] < scores[:, None]).mean(axis=1)
+
+
+BY_HAND: dict[str, Any] = {
+    "rule": "manual",
+    "uncertain_from": None,
+    "target_fpr": None,
+    "uncertain_fpr": None,
+    "target_sensitivity": None,
+}
 """What a threshold that nothing was asked of has in ``calibration.json``."""
 
 
@@ -67,7 +93,9 @@ def uncalibrated(threshold: float, rule: str, n_support: int, least_similarity: 
         "rule": rule,
         "n_support": n_support,
         "normal_scores": [],
+        "abnormal_scores": [],
         "images": [],
+        "volumes": None,
         "least_similarity": least_similarity,
     }
 
@@ -157,16 +185,21 @@ def stated(calibration: dict[str, Any]) -> dict[str, Any]:
     """
     normal = np.array(calibration["normal_scores"], dtype=float)
     ends = {"threshold": ("expected_fpr", "fpr_bound"), "uncertain_from": ("expected_uncertain", "uncertain_bound")}
-    found = {k: calibration[k] for k in ("rule", "threshold", "target_fpr", "uncertain_from", "uncertain_fpr")}
-    found |= {"n_normal": len(normal), "images": list(calibration["images"])}
+    abnormal = np.array(calibration["abnormal_scores"], dtype=float)
+    found = {k: calibration[k] for k in ("threshold", *BY_HAND)}
+    found |= {"n_normal": len(normal), "n_abnormal": len(abnormal), "images": list(calibration["images"])}
     for end, names in ends.items():
         known = calibration["rule"] == "normals" and calibration[end] is not None and len(normal)
         found |= dict(zip(names, false_positives(normal, calibration[end]) if known else (None, None), strict=True))
+    found |= {"expected_sensitivity": None, "sensitivity_bound": None}
+    if calibration["rule"] == "sensitivity":
+        missed = false_positives(-abnormal, -float(abnormal[abnormal > calibration["threshold"]].min()))
+        found |= {"expected_sensitivity": 1 - missed[0], "sensitivity_bound": 1 - missed[1]}
     return found
 
 
-def promises(found: dict[str, Any]) -> list[str]:
-    """What `stated` expects of further normal images, in sentences; none unless normal images set the threshold.
+def promises(found: dict[str, Any], what: str = "image") -> list[str]:
+    """What `stated` expects of further images or volumes, in sentences; none where no promise set the threshold.
 
     Examples
     --------
@@ -186,9 +219,15 @@ def promises(found: dict[str, Any]) -> list[str]:
         if expected is not None:
             asked = f"; at most {_percent(found[rate])} was asked for" if found[rate] else ""  # older ones do not say
             sentences.append(
-                f"{found['n_normal']} normal images promise that {_percent(expected)} of further ones are {word} on "
+                f"{found['n_normal']} normal {what}s promise that {_percent(expected)} of further ones are {word} on "
                 f"average, and at most {_percent(bound)} with 95 % confidence{asked}."
             )
+    if found["expected_sensitivity"] is not None:
+        sentences.append(
+            f"{found['n_abnormal']} abnormal {what}s promise that {_percent(found['expected_sensitivity'])} of further "
+            f"ones like them are flagged on average, and at least {_percent(found['sensitivity_bound'])} with 95 % "
+            f"confidence; at least {_percent(found['target_sensitivity'])} was asked for."
+        )
     return sentences
 
 
@@ -196,7 +235,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def finest_rate(n: int) -> str:
+def finest_rate(n: int, what: str = "image") -> str:
     """What ``n`` normal images support, in words: no p-value lies below it, and no ``target_fpr`` can.
 
     Examples
@@ -204,7 +243,7 @@ def finest_rate(n: int) -> str:
     >>> finest_rate(19)
     '19 normal images support no finer rate than 1/20 = 0.05'
     """
-    return f"{n} normal image{'s' * (n != 1)} support{'s' * (n == 1)} no finer rate than 1/{n + 1} = {1 / (n + 1):.3g}"
+    return f"{n} normal {what}{'s' * (n != 1)} support{'s' * (n == 1)} no finer rate than 1/{n + 1} = {1 / (n + 1):.3g}"
 
 
 def lowest_similarity(similarities: np.ndarray, rate: float) -> float:

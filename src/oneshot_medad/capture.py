@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from oneshot_medad.errors import ExtraError, ImageFileError
-from oneshot_medad.images.dicom_values import whole
+from oneshot_medad.images.dicom_values import pair, whole
 from oneshot_medad.images.expand import source_of
-from oneshot_medad.images.files import Slice
+from oneshot_medad.images.files import Series, Slice, first_file, is_part_of_volume
 from oneshot_medad.images.kinds import kind
 from oneshot_medad.images.open import reading
 from oneshot_medad.visualize import captioned, picture
@@ -72,8 +72,8 @@ def need_pydicom() -> None:
 
 def capture_picture(predictions: Predictions, i: int) -> Image.Image:
     """RGB: `visualize.picture` with the score and the notice below it."""
-    word = {"abnormal": "ABOVE", "uncertain": "not above, but close to"}.get(predictions.verdict(i), "not above")
-    score = f"anomaly score {predictions.shown[i]:.2f}, {word} the threshold (0.50)"
+    word = {"abnormal": "ABNORMAL"}.get(predictions.verdict(i), predictions.verdict(i))
+    score = f"{word}: anomaly score {predictions.shown[i]:.2f} on a scale from 0 to 1 where 0.5 is the threshold"
     return captioned(picture(predictions, i), [score, NOTICE])
 
 
@@ -90,7 +90,7 @@ def write_capture(predictions: Predictions, i: int, source: Any, path: Path, num
     path
         File to write.
     number
-        Of the instance in its series.
+        Of the instance in its series, unless it is a slice of a volume, whose position counts.
     """
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
@@ -103,9 +103,11 @@ def write_capture(predictions: Predictions, i: int, source: Any, path: Path, num
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
     # one series for a study and a detector, however many calls wrote it
-    ds.SeriesInstanceUID = generate_uid(
-        entropy_srcs=[ds.StudyInstanceUID, str(made.get("detector_sha256")), "captures"]
-    )
+    about = [ds.StudyInstanceUID, str(made.get("detector_sha256")), "captures"]
+    if is_part_of_volume(source):  # of a volume one by itself, numbered like its slices
+        about.append(f"{source.path.uid if isinstance(source.path, Series) else source.path} {source.axis}")
+        number = source.index + 1
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=about)
     ds.SeriesNumber, ds.InstanceNumber = 9000, number  # sorts behind what scanners make
     ds.Modality, ds.ConversionType = "OT", "WSD"
     ds.Manufacturer = "oneshot-medad"
@@ -129,6 +131,7 @@ def write_capture(predictions: Predictions, i: int, source: Any, path: Path, num
     spacing = predictions.spacing(i)
     if spacing is not None:
         ds.PixelSpacing = [f"{value:.10g}" for value in spacing]
+        _calibrate(ds, origin, spacing)
     _put_pixels(ds, np.asarray(capture_picture(predictions, i)))
     ds.save_as(path, enforce_file_format=True)
 
@@ -138,7 +141,7 @@ def _header(source: Any) -> Any:
     from oneshot_medad.images.dicom import read_dataset
 
     place = source_of(source)
-    file = place.path if isinstance(place, Slice) else place
+    file = (place.origin or (first_file(place),))[0] if isinstance(place, Slice) else place
     try:
         with reading(file):
             is_one = file is not None and kind(file) == "dicom"
@@ -183,11 +186,21 @@ def _refer(ds: Any, origin: Any, source: Any) -> None:
     _copy(origin, "SOPClassUID", image, "ReferencedSOPClassUID")
     _copy(origin, "SOPInstanceUID", image, "ReferencedSOPInstanceUID")
     place = source_of(source)
-    if isinstance(place, Slice) and (whole(origin, "NumberOfFrames") or 1) > 1:
-        image.ReferencedFrameNumber = place.index + 1
+    if isinstance(place, Slice) and place.origin and (whole(origin, "NumberOfFrames") or 1) > 1:
+        image.ReferencedFrameNumber = place.origin[1] + 1
     image.PurposeOfReferenceCodeSequence = [purpose]
     if image.get("ReferencedSOPInstanceUID"):
         ds.SourceImageSequence = [image]
+
+
+def _calibrate(ds: Any, origin: Any, spacing: tuple[float, float]) -> None:
+    """Say how the spacing of a radiograph, which magnifies, was found."""
+    _copy(origin, "PixelSpacingCalibrationType", ds, "PixelSpacingCalibrationType")
+    _copy(origin, "PixelSpacingCalibrationDescription", ds, "PixelSpacingCalibrationDescription")
+    detector = None if origin is None else pair(origin, "ImagerPixelSpacing")
+    if detector is not None and detector[0] > spacing[0] * 1.0001 and "PixelSpacingCalibrationType" not in ds:
+        ds.PixelSpacingCalibrationType = "GEOMETRY"
+        ds.PixelSpacingCalibrationDescription = f"Detector spacing divided by {detector[0] / spacing[0]:.4g}"
 
 
 def _put_pixels(ds: Any, pixels: np.ndarray) -> None:

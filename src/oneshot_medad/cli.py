@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,21 @@ from typing import Annotated, Any
 
 import typer
 
+from oneshot_medad._cli_calibrate import calibrate
+from oneshot_medad._cli_study import study
 from oneshot_medad._names import printable
+from oneshot_medad._screen import (
+    AsJson,
+    Backbone,
+    Detector,
+    Images,
+    Recursive,
+    beside,
+    labelled,
+    load,
+    tell,
+    verdicts,
+)
 
 app = typer.Typer(
     help="One-shot medical anomaly detection. Research use only, not a medical device.",
@@ -33,15 +46,6 @@ INCOMPLETE = 3
 REASONS = 3
 """Images that could not be read which are named on the screen; the table has them all."""
 
-Images = Annotated[
-    list[str], typer.Argument(help="Image files, volumes, folders, zip archives or glob patterns.", show_default=False)
-]
-Detector = Annotated[
-    str, typer.Argument(help="Folder of a saved detector, or owner/name on the Hub.", show_default=False)
-]
-Backbone = Annotated[str, typer.Option(help="Frozen networks: a name, or a folder made by download.")]
-Recursive = Annotated[bool, typer.Option("--recursive", help="Search folders to any depth.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Window = Annotated[
     tuple[float, float] | None,
     typer.Option(help="Pixel values that mean black and white, where the type does not say."),
@@ -51,21 +55,11 @@ Window = Annotated[
 class Format(str, Enum):
     """File formats of heatmaps."""
 
+    overlay = "overlay"
     png = "png"
     npz = "npz"
     nifti = "nifti"
     dicom = "dicom"
-
-
-def _tell(text: str, values: dict[str, Any], as_json: bool) -> None:
-    lines = [json.dumps(values)] if as_json else map(printable, text.splitlines())
-    typer.echo("\n".join(lines))
-
-
-def _load(detector: str, backbone: str | None, progress: bool = False) -> Any:
-    from oneshot_medad import AnomalyDetector
-
-    return AnomalyDetector.from_pretrained(detector, backbone=backbone, progress=progress)
 
 
 def _not_read(reasons: dict[str, str], where: Path) -> None:
@@ -82,22 +76,7 @@ def _summary(counts: dict[str, Any], where: Path) -> str:
     words = {"uncertain": "uncertain", "cannot_judge": "not for this detector to judge", "blank": "blank"}
     some = "".join(f"{counts[name]} {word}, " for name, word in words.items() if counts[name])
     read = f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable"
-    return f"{read}{_beside(counts['left_out'])}: {printable(str(where))}"
-
-
-def _labelled(normal: list[str], abnormal: list[str] | None, recursive: bool) -> tuple[Any, list[int]]:
-    """What `expand` finds of both kinds, and 0 or 1 for each."""
-    from oneshot_medad.images.expand import expand
-
-    groups = [expand(some, recursive=recursive) for some in (normal, abnormal) if some]
-    return expand(groups), [label for label, group in enumerate(groups) for _ in group]
-
-
-def _beside(left_out: dict[str, int]) -> str:
-    """What was passed over, to be put behind a count; nothing if nothing was."""
-    from oneshot_medad.images.folders import said
-
-    return f", {printable(said(left_out))}" if left_out else ""
+    return f"{read}{beside(counts['left_out'])}: {printable(str(where))}"
 
 
 def _version(wanted: bool) -> None:
@@ -142,8 +121,8 @@ def fit(
     left_out, threshold = dict(sources.left_out), detector.threshold_
     values = {"detector": str(folder), "n_support": detector.n_support_, "threshold": threshold, "left_out": left_out}
     place = printable(str(folder))
-    text = f"Fitted on {detector.n_support_} image(s){_beside(left_out)}: {place}, threshold {threshold:.3f}"
-    _tell(text, values, as_json)
+    text = f"Fitted on {detector.n_support_} image(s){beside(left_out)}: {place}, threshold {threshold:.3f}"
+    tell(text, values, as_json)
 
 
 @app.command()
@@ -153,6 +132,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for scores.csv, audit.jsonl, volumes.csv and heatmaps.")],
     heatmaps: Annotated[bool, typer.Option(help="Write each heatmap to a file, and those of volumes as NIfTI.")] = True,
     format: Annotated[Format, typer.Option(help="Of the heatmaps.")] = Format.png,  # noqa: A002
+    overlay: Annotated[bool, typer.Option("--overlay", help="Pictures with regions: the format overlay.")] = False,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
     recursive: Recursive = False,
     as_json: AsJson = False,
@@ -168,19 +148,22 @@ def predict(
     from oneshot_medad.images.read import expand
     from oneshot_medad.runs import Run
 
+    form = Format.overlay if overlay else format
     if heatmaps:
-        check_format(format.value)
+        check_format(form.value)
     out.mkdir(parents=True, exist_ok=True)
-    found = _load(detector, backbone)
+    found = load(detector, backbone)
     sources = expand(images, recursive=recursive)
     left_out = {"left_out": dict(sources.left_out)}
     with alone_in(out):
-        run = Run(found, sources, out, format.value if heatmaps else None, CHUNK)
+        run = Run(found, sources, out, form.value if heatmaps else None, CHUNK)
         with _going_on(run), tqdm(total=len(run), disable=as_json or not len(run)) as bar:
             for count in run:
                 bar.update(count)
         counts, reasons = _counts(run.rows())
-    _tell(_summary(counts | left_out, run.table), {**counts, **left_out, "table": str(run.table)}, as_json)
+        volumes = run.volumes()
+    text = "\n".join([*verdicts(volumes), _summary(counts | left_out, run.table)])
+    tell(text, {**counts, **left_out, "table": str(run.table), **({"volumes": volumes} if volumes else {})}, as_json)
     _not_read(reasons, run.table)
 
 
@@ -226,62 +209,12 @@ def report(
     Images that cannot be read are recorded with the reason, and the exit code is then 3.
     """
     out = out / "report.html" if out.is_dir() else out
-    predictions = _load(detector, backbone, progress=not as_json).predict(
-        images, on_error="record", recursive=recursive
-    )
+    predictions = load(detector, backbone, progress=not as_json).predict(images, on_error="record", recursive=recursive)
     out.parent.mkdir(parents=True, exist_ok=True)
     counts, reasons = _counts(predictions.to_rows())
     values = {**counts, "left_out": predictions.left_out}
-    _tell(_summary(values, out), {**values, "report": str(predictions.to_html(out, title))}, as_json)
+    tell(_summary(values, out), {**values, "report": str(predictions.to_html(out, title))}, as_json)
     _not_read(reasons, out)
-
-
-@app.command()
-def calibrate(
-    detector: Detector,
-    normals: Annotated[list[str], typer.Argument(help="Normal images that it was not fitted on.", show_default=False)],
-    abnormal: Annotated[
-        list[str] | None,
-        typer.Option(help="Abnormal images; may be given several times. The threshold then separates the two best."),
-    ] = None,
-    target_fpr: Annotated[float, typer.Option(help="Share of further normal images that may be flagged.")] = 0.05,
-    uncertain_fpr: Annotated[
-        float | None, typer.Option(help="Larger share; images that only it would flag are called uncertain.")
-    ] = None,
-    accept_unlike: Annotated[
-        bool, typer.Option("--accept-unlike", help='Take images too that the detector calls "cannot judge".')
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result, in place of the detector's own.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
-    recursive: Recursive = False,
-    as_json: AsJson = False,
-) -> None:
-    """Set the threshold of a detector on images of your own; nothing is fitted again."""
-    from oneshot_medad.calibration import finest_rate, promises
-    from oneshot_medad.errors import ConfigError
-    from oneshot_medad.persistence.folder import check_target
-
-    if out is None and not Path(detector).is_dir():
-        raise ConfigError(f"Got {detector!r}, which is no folder here, and no --out; wanted a folder to save to.")
-    out = out or Path(detector)
-    check_target(out.absolute())
-    found = _load(detector, backbone, progress=not as_json)
-    sources, labels = _labelled(normals, abnormal, recursive)
-    left_out = dict(sources.left_out)
-    found.calibrate(
-        sources,
-        labels if abnormal else None,
-        target_fpr=target_fpr,
-        uncertain_fpr=uncertain_fpr,
-        accept_unlike=accept_unlike,
-    )
-    found.save_pretrained(out)
-    stated = found.calibration_
-    n = stated["n_normal"]
-    head = f"Threshold {found.threshold_:.3f}{_beside(left_out)}: {out}"
-    lines = [head, *promises(stated), f"For p-values, {finest_rate(n)}."]
-    values = {"detector": str(out), **stated, "finest_rate": 1 / (n + 1), "left_out": left_out}
-    _tell("\n".join(lines), values, as_json)
 
 
 @app.command()
@@ -295,18 +228,18 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a detector on images with known labels."""
-    found = _load(detector, backbone, progress=not as_json)
-    sources, labels = _labelled(normal, abnormal, recursive)
+    found = load(detector, backbone, progress=not as_json)
+    sources, labels = labelled(normal, abnormal, recursive)
     values = {**found.evaluate(sources, labels), "left_out": dict(sources.left_out)}
     if save:
         found.save_pretrained(detector)
-    _tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
+    tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
 
 
 @app.command()
 def info(detector: Detector, as_json: AsJson = False) -> None:
     """What a saved detector was fitted on, and what was measured."""
-    found = _load(detector, None)
+    found = load(detector, None)
     stated = found.calibration_
     n, images = stated.pop("n_normal"), stated.pop("images")
     values = {
@@ -323,7 +256,7 @@ def info(detector: Detector, as_json: AsJson = False) -> None:
         **found.provenance_,
         "evaluation": found.evaluation_,
     }
-    _tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
+    tell("\n".join(f"{name}: {value}" for name, value in values.items()), values, as_json)
 
 
 @app.command()
@@ -336,8 +269,8 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Share a detector on the Hugging Face Hub."""
-    address = _load(detector, None).push_to_hub(repo, private=private, license=license, modality=modality)
-    _tell(address, {"commit": address}, as_json)
+    address = load(detector, None).push_to_hub(repo, private=private, license=license, modality=modality)
+    tell(address, {"commit": address}, as_json)
 
 
 @app.command()
@@ -361,7 +294,7 @@ def demo(
     visualize.contact_sheet(pictures, sample.names).save(out / "contact-sheet.png")
     sheet = str(out / "contact-sheet.png")
     values = {**table.counts(), "image_auroc": auroc, "pictures": sheet}
-    _tell(f"{table}\nimage-level AUROC {auroc:.3f}\npictures: {sheet}", values, as_json)
+    tell(f"{table}\nimage-level AUROC {auroc:.3f}\npictures: {sheet}", values, as_json)
 
 
 @app.command()
@@ -377,12 +310,16 @@ def download(
     spec = get_spec(backbone)
     if spec.folder is not None:
         values = {"backbone": backbone, "folder": str(spec.folder)}
-        _tell(f"{backbone} needs no download: it is in {spec.folder}.", values, as_json)
+        tell(f"{backbone} needs no download: it is in {spec.folder}.", values, as_json)
         return
     folder = resolve.download(spec, to)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     text = f"{backbone} is in {folder} ({size:.0f} MB). Use it with AnomalyDetector(backbone={str(folder)!r})."
-    _tell(text, {"backbone": backbone, "folder": str(folder)}, as_json)
+    tell(text, {"backbone": backbone, "folder": str(folder)}, as_json)
+
+
+app.command()(calibrate)
+app.command()(study)
 
 
 def main() -> None:

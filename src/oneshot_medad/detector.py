@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral
@@ -23,7 +23,7 @@ from oneshot_medad.calibration import synthetic_threshold, uncalibrated
 from oneshot_medad.config import Recipe
 from oneshot_medad.errors import BlankImageError, ConfigError, ImageError
 from oneshot_medad.images.expand import Sources
-from oneshot_medad.images.files import Slice
+from oneshot_medad.images.files import Slice, is_part_of_volume
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
 from oneshot_medad.images.sanity import Oddities, Watcher, copies, faint, saturated
@@ -31,6 +31,7 @@ from oneshot_medad.model_selection import normal_rows
 from oneshot_medad.persistence.describe import provenance, stamp
 from oneshot_medad.predictions import Predictions
 from oneshot_medad.scoring import fit_scorer
+from oneshot_medad.studies.limits import Limits
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
 
 
@@ -105,7 +106,8 @@ class AnomalyDetector(Measurable):
         ----------
         images
             Path, folder, glob pattern, zip archive, PIL image, array (H, W), (H, W, 3) or (N, H, W), torch tensor, or a
-            list. Choose slices of a volume with `oneshot_medad.slices`.
+            list. A NIfTI volume or DICOM series counts as its slices, without blank ones; choose some as in
+            ``"t1.nii.gz[axial 40:80]"``, or with `oneshot_medad.slices`.
         y
             0 for normal, 1 for abnormal, one per image: only the normal ones are fitted on, so that a cross-validation
             of scikit-learn never fits on abnormal images, however it divides them. None takes all for normal.
@@ -127,7 +129,7 @@ class AnomalyDetector(Measurable):
         """
         recipe, spec, device, seed = self._checked()
         sources = expand(images, recursive=recursive)
-        support = [self._read_one(sources[i], i) for i in normal_rows(y, len(sources))]
+        support = self._with_content(sources, normal_rows(y, len(sources)))
         made = provenance(support)
         for said in filter(None, [faint(image) or saturated(image) for image in support]):
             warnings.warn(said, stacklevel=2)
@@ -146,13 +148,27 @@ class AnomalyDetector(Measurable):
         self._take(spec, device, fitted.scorer, calibration, made, fitted.history, fields[:4])
         return self
 
+    def _with_content(self, sources: list[Any], rows: Iterable[int]) -> list[MedicalImage]:
+        """The images of some sources without the blank slices of volumes, as there are at both ends of most."""
+        found, blank = [], None
+        for i in rows:
+            try:
+                found.append(self._read_one(sources[i], i))
+            except BlankImageError as error:
+                if not is_part_of_volume(sources[i]):
+                    raise
+                blank = blank or error
+        if blank is not None and not found:
+            raise blank
+        return found
+
     def predict(self, images: Any, *, on_error: str = "raise", recursive: bool = False) -> Predictions:
         """Score images and locate what is abnormal in them.
 
         Parameters
         ----------
         images
-            As for `fit`; a NIfTI volume gives one prediction a slice.
+            As for `fit`; a NIfTI volume or DICOM series gives one prediction a slice, in order of their position.
         on_error
             What an image that cannot be read does: ``"raise"`` ends the call, ``"record"`` gives it the score NaN, an
             empty heatmap and the reason. Slices with one value everywhere, as there are at both ends of most volumes,
@@ -186,6 +202,7 @@ class AnomalyDetector(Measurable):
         heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
         names, reasons = [""] * len(sources), [""] * len(sources)
         spacings: list[tuple[float, float] | None] = [None] * len(sources)
+        positions: list[float | None] = [None] * len(sources)
         # without a bar no tqdm either, which starts a thread
         with tqdm(total=len(sources), desc="predict") if self.progress else nullcontext() as bar:
             for start in range(0, len(sources), ENCODE_BATCH):
@@ -199,7 +216,7 @@ class AnomalyDetector(Measurable):
                             raise
                         names[i], reasons[i] = name_of(sources[i], i), BLANK if blank else str(error)
                     else:
-                        names[i], spacings[i] = chunk[i].name, chunk[i].spacing
+                        names[i], spacings[i], positions[i] = chunk[i].name, chunk[i].spacing, chunk[i].position
                         for watcher in watchers:
                             watcher(i, sources[i], chunk[i])
                 for i, found in zip(chunk, self._score(list(chunk.values())), strict=True):
@@ -229,6 +246,8 @@ class AnomalyDetector(Measurable):
             similarities,
             self._calibration["least_similarity"],
             dict(sources.left_out),
+            positions,
+            Limits.of(self._calibration),
         )
 
     @torch.no_grad()

@@ -57,5 +57,9 @@ class HubError(PersistenceError, OSError):
     """The Hub refused, could not be reached, or broke off."""
 
 
+class ArchiveError(OneShotError, OSError):
+    """A picture archive that cannot be reached, refuses, or lacks what was asked for."""
+
+
 class NotFittedError(OneShotError, _SklearnNotFitted):
     """``predict`` was called before ``fit``."""

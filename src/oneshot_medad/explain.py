@@ -12,7 +12,7 @@ from oneshot_medad.results.verdicts import held_back
 from oneshot_medad.visualize import blend, colours
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What `AnomalyDetector.explain` returns.
 
@@ -46,6 +46,12 @@ class Explanation:
     threshold: float
     verdict: str
     regions: list[Region] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<Explanation: {self.verdict}, score {self.score:.3f}, {len(self.regions)} region(s)>"
+
+    def _repr_png_(self) -> bytes | None:
+        return self.picture()._repr_png_()
 
     def picture(self) -> Image.Image:
         """Image, heatmap over it, ``normal`` and ``difference`` (0 to 0.25 on the colour scale), side by side.

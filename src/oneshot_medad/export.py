@@ -13,13 +13,19 @@ from oneshot_medad._listing import append
 from oneshot_medad._names import file_name
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ConfigError, OneShotError
+from oneshot_medad.images.files import Series
 from oneshot_medad.images.sanity import pixels_sha256
 
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
 
-FORMATS = {"png": ".png", "npz": ".npz", "nifti": ".nii.gz", "dicom": ".dcm"}
-"""Suffix of each heatmap format."""
+FORMATS = {"overlay": ".overlay.png", "png": ".png", "npz": ".npz", "nifti": ".nii.gz", "dicom": ".dcm"}
+"""Suffix of each heatmap format; the first that a name ends in says which it is."""
+
+
+def form_of(path: str) -> str | None:
+    """The format of a heatmap file, by its name."""
+    return next((form for form, suffix in FORMATS.items() if path.endswith(suffix)), None)
 
 
 def audit_records(predictions: Predictions) -> list[dict[str, Any]]:
@@ -76,6 +82,8 @@ def input_hash(predictions: Predictions, i: int) -> dict[str, str | None]:
 def file_of(source: Any) -> Path | None:
     """The file on disk that a source is, or lies in; None for anything else."""
     path = getattr(source, "path", source)  # a slice or frame knows its file
+    if isinstance(path, Series):  # a cut through many files has none of its own
+        path = source.origin and source.origin[0]
     return Path(path) if isinstance(path, (str, Path)) and Path(path).is_file() else None
 
 
@@ -107,9 +115,13 @@ def save_heatmaps(predictions: Predictions, folder: Path, start: int, form: str)
         if path and form == "dicom":
             _dicom(predictions, i, path, start + i + 1)
         elif path:
-            {"png": _png, "npz": _npz, "nifti": _nifti}[form](predictions, i, path)
+            {"overlay": _overlay, "png": _png, "npz": _npz, "nifti": _nifti}[form](predictions, i, path)
         paths.append(path)
     return paths
+
+
+def _overlay(predictions: Predictions, i: int, path: Path) -> None:
+    predictions.overlay(i).save(path)
 
 
 def _png(predictions: Predictions, i: int, path: Path) -> None:
@@ -130,9 +142,13 @@ def _nifti(predictions: Predictions, i: int, path: Path) -> None:
     """One slice whose first axis runs along the rows of the image, as ITK lays a flat picture into space."""
     import nibabel
 
+    from oneshot_medad.studies.volume import level_of
+
     height, width = predictions.spacing(i) or (1.0, 1.0)
     volume = nibabel.Nifti1Image(predictions.heatmaps[i].T[:, :, None], np.diag([-width, -height, 1.0, 1.0]))
     volume.header.set_xyzt_units("mm" if predictions.spacing(i) else "unknown")
+    level = level_of(predictions.threshold)
+    volume.header["cal_min"], volume.header["cal_max"] = level, 2 * predictions.threshold - level
     said = f"oneshot-medad heatmap, threshold {predictions.threshold:.6g}, {predictions.verdict(i)}"
     volume.header["descrip"] = said.encode()
     nibabel.save(volume, path)

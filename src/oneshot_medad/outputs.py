@@ -12,14 +12,15 @@ from typing import Any
 from oneshot_medad._listing import append, drop, first_cell, lines, record_of, recorded_name, rows_of, write_rows
 from oneshot_medad._names import cell, file_name
 from oneshot_medad.errors import ConfigError
-from oneshot_medad.export import FORMATS
+from oneshot_medad.export import FORMATS, form_of
 from oneshot_medad.results.verdicts import JUDGED
+from oneshot_medad.studies.volume import MAP, SEGMENTATION
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
 HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"
 COLUMNS = ("name", "verdict", "flag", "reason", "threshold", "heatmap")
 """Those that are read again."""
-VOLUME_COLUMNS = ("name", "score", "heatmap")
+VOLUME_COLUMNS = ("name", "score", "threshold", "heatmap")
 
 ASIDE = ".aside"
 """Suffix of heatmaps that wait for another number."""
@@ -83,9 +84,16 @@ class Outputs:
             self.heatmaps[row["name"]] = row["heatmap"]
             if row["name"] in recorded and (row["verdict"] not in JUDGED or self._is_there(row["heatmap"])):
                 self.complete.add(row["name"])
-        volumes = list(rows_of(self._volumes, VOLUME_COLUMNS))
-        self.volumes = {row["name"]: row["heatmap"] for row in volumes}
-        self._unjudged = {row["name"] for row in volumes if not row["score"]}
+        self.volumes: dict[str, str] = {}
+        self._unjudged = set()
+        own = detector.calibration_["volumes"]
+        limit = str(own["threshold"] if own else detector.threshold_)
+        for row in rows_of(self._volumes, VOLUME_COLUMNS):
+            if row["threshold"] != limit:
+                raise ConfigError(f"{self._volumes} holds volumes judged by another threshold. Give another --out.")
+            self.volumes[row["name"]] = row["heatmap"]
+            if not row["score"]:
+                self._unjudged.add(row["name"])
 
     def has_volume(self, name: str) -> bool:
         """Whether a volume is listed, with its heatmap if one is wanted and any slice was judged."""
@@ -94,8 +102,8 @@ class Outputs:
     def _is_there(self, heatmap: str, suffix: str | None = None) -> bool:
         if self.form is None:
             return True
-        path = self.out / heatmap
-        return heatmap.endswith(suffix or FORMATS[self.form]) and path.is_file() and path.stat().st_size > 0
+        path, right = self.out / heatmap, heatmap.endswith(suffix) if suffix else form_of(heatmap) == self.form
+        return right and path.is_file() and path.stat().st_size > 0
 
     def take_off(self, images: set[str], volumes: set[str], kept: set[str]) -> dict[str, Made]:
         """Take images and volumes off the lists, and their heatmaps away; what was made of ``kept`` comes back by name.
@@ -114,8 +122,10 @@ class Outputs:
                 continue
             if row["name"] in made:
                 made[row["name"]].heatmap = path.rename(path.with_name(f".{number}{ASIDE}"))
-            elif self.form is not None and path.name.endswith((FORMATS[self.form], ".nii.gz")):
+            elif self.form is not None and form_of(path.name) in (self.form, "nifti"):
                 path.unlink()
+                for suffix in (MAP, SEGMENTATION):
+                    path.with_name(path.name.removesuffix(".nii.gz") + suffix).unlink(missing_ok=True)
         drop(self.table, images, first_cell, header=1)
         drop(self._audit, images, recorded_name)
         drop(self._volumes, volumes, first_cell, header=1)
@@ -146,13 +156,17 @@ class Outputs:
         """Give the heatmap of what was made another number; its row."""
         if one.heatmap is None:
             return one.row
-        suffix = next(suffix for suffix in FORMATS.values() if one.row["heatmap"].endswith(suffix))
+        suffix = FORMATS[str(form_of(one.row["heatmap"]))]
         path = one.heatmap.rename(one.heatmap.with_name(file_name(number, name, suffix)))
         return {**one.row, "heatmap": self.relative(path)}
 
     def rows(self) -> Iterator[dict[str, str]]:
         """All rows of the table."""
         return rows_of(self.table, COLUMNS)
+
+    def volume_rows(self) -> Iterator[dict[str, str]]:
+        """All rows of the table of volumes."""
+        return rows_of(self._volumes, VOLUME_COLUMNS)
 
     def relative(self, path: Path | None) -> str:
         """A path as the tables hold it."""

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.calibration import shown
+from oneshot_medad.calibration import p_values, percentiles, shown
 from oneshot_medad.errors import ImageFileError
 from oneshot_medad.export import append_jsonl, save_heatmaps
 from oneshot_medad.images.read import MedicalImage, read_image
-from oneshot_medad.images.volumes import Volume, assemble
 from oneshot_medad.regions import Region, find_regions
 from oneshot_medad.results import tables
-from oneshot_medad.results.verdicts import ABNORMAL, JUDGED, count, decide, held_back, places_from
+from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, count, decide, held_back, places_from
+from oneshot_medad.studies.limits import Limits
+from oneshot_medad.studies.volume import Volume, assemble
 from oneshot_medad.visualize import picture, plot
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """Scores and heatmaps of a list of images; unpacks into exactly ``(scores, heatmaps)``.
 
@@ -62,6 +63,10 @@ class Predictions:
     left_out
         How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
         picture, folders that were not searched.
+    positions
+        Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
+    volume_limits
+        What volumes are judged by; None takes the limits for single images.
     """
 
     scores: np.ndarray
@@ -78,6 +83,8 @@ class Predictions:
     similarities: np.ndarray | None = None
     least_similarity: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    positions: list[float | None] = field(default_factory=list)
+    volume_limits: Limits | None = None
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.
@@ -114,9 +121,14 @@ class Predictions:
         return np.where(self.judged, shown(self.scores, self.threshold), np.nan)
 
     def volumes(self) -> list[Volume]:
-        """Every NIfTI volume among the images with its score and its heatmap on its own grid.
+        """All of `iter_volumes`."""
+        return list(self.iter_volumes())
 
-        Slices that cannot be judged, as there may be at both ends, count like blank ones.
+    def iter_volumes(self) -> Iterator[Volume]:
+        """Every NIfTI volume and DICOM series among the images, with its verdict and its heatmap on its own grid.
+
+        Slices that cannot be judged, as there may be at both ends, count like blank ones. One at a time, so that memory
+        need not hold more: the heatmap of a volume is as large as those of its slices.
 
         Raises
         ------
@@ -125,7 +137,9 @@ class Predictions:
         """
         judged, none = self.judged, np.zeros((0, 0), np.float32)
         heatmaps = [heatmap if known else none for heatmap, known in zip(self.heatmaps, judged, strict=True)]
-        return assemble(self.sources, np.where(judged, self.scores, np.nan), heatmaps)
+        limits = self.volume_limits or Limits(self.threshold, self.uncertain_from)
+        unlike = [i for i in range(len(self)) if self.verdict(i) == CANNOT_JUDGE]
+        return assemble(self.sources, np.where(judged, self.scores, np.nan), heatmaps, limits, unlike, self.provenance)
 
     def verdict(self, i: int) -> str:
         """What to say of image ``i``; see `verdicts`."""
@@ -172,16 +186,14 @@ class Predictions:
         """
         if self.normal_scores is None:
             return None
-        at_least = (self.normal_scores[None] >= self.scores[:, None]).sum(axis=1)
-        return np.where(self.judged, (1 + at_least) / (len(self.normal_scores) + 1), np.nan)
+        return np.where(self.judged, p_values(self.scores, self.normal_scores), np.nan)
 
     @property
     def percentiles(self) -> np.ndarray | None:
         """(N,) percent of the calibration's normal images that score lower, NaN as for `p_values`; None without any."""
         if self.normal_scores is None:
             return None
-        lower = 100 * (self.normal_scores[None] < self.scores[:, None]).mean(axis=1)
-        return np.where(self.judged, lower, np.nan)
+        return np.where(self.judged, percentiles(self.scores, self.normal_scores), np.nan)
 
     def to_rows(self) -> list[dict[str, Any]]:
         r"""One dictionary an image: name, verdict, score, shown, flag, reason and threshold, and what else is known.
@@ -241,9 +253,10 @@ class Predictions:
         start
             Number of the first image; files are called by number and name, so that equal names stay apart.
         format
-            ``"png"``: 16-bit grey, what `pictured` gives on the shown scale, 0 to 65535 for 0 to 1, the threshold in
-            the middle. ``"npz"``: ``heatmap`` (H, W) float32 as in `heatmaps`, ``threshold``, ``verdict``, and
-            ``spacing_mm`` if known. ``"nifti"``: the same values as one slice, the spacing in its affine.
+            ``"overlay"``: the picture of `overlay` as PNG. ``"png"``: 16-bit grey, what `pictured` gives on the shown
+            scale, 0 to 65535 for 0 to 1, the threshold in the middle. ``"npz"``: ``heatmap`` (H, W) float32 as in
+            `heatmaps`, ``threshold``, ``verdict``, and ``spacing_mm`` if known. ``"nifti"``: the same values as one
+            slice, the spacing in its affine.
             ``"dicom"``: the picture of `overlay` as a secondary capture that says what it is, in the study of its
             source if that is a DICOM file; needs ``pip install "oneshot-medad[dicom]"``.
 
@@ -300,6 +313,11 @@ class Predictions:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """(N,) labels: 1 for a flagged image, 0 for any other."""
         return self.flags.filled(False).astype(int if dtype is None else dtype)
+
+    def __repr__(self) -> str:
+        found = {name: n for name, n in self.counts().items() if n and name != "images"}
+        said = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in found.items())
+        return f"<Predictions: {len(self)} images, {said}, threshold {self.threshold:.3f}>"
 
     def __str__(self) -> str:
         return tables.text_of(self)

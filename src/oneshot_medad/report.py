@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from oneshot_medad._names import printable, written
+from oneshot_medad._names import cell, printable, written
 from oneshot_medad.calibration import RULES, finest_rate, promises, shown
 from oneshot_medad.errors import ImageError
 from oneshot_medad.evaluation import MEASURES
+from oneshot_medad.images.files import is_part_of_volume
 from oneshot_medad.images.folders import said
 from oneshot_medad.images.read import BLANK
 from oneshot_medad.visualize import colours, image_again, picture, strength
@@ -35,7 +36,20 @@ NOTEBOOK_ROWS = 20
 def write_report(predictions: Predictions, path: Path, title: str | None = None) -> Path:
     """Write the report; see `Predictions.to_html`."""
     shorts = _without_common_folder([written(name) for name in predictions.names])
-    rows = [_report_row(predictions, i, {**row, "short": shorts[i]}) for i, row in enumerate(predictions.to_rows())]
+    told = predictions.to_rows()
+    order = sorted(
+        range(len(told)), key=lambda i: -np.inf if told[i]["score"] is None else told[i]["score"], reverse=True
+    )
+    volumes = _volumes(predictions)
+    places = {place: number for number, (_, place) in enumerate(volumes)}
+    rows = [
+        _report_row(
+            predictions,
+            i,
+            {**told[i], "short": shorts[i], "cell": cell(told[i]["name"]), **_position(predictions, i, places)},
+        )
+        for i in order
+    ]
     made, found = predictions.provenance, predictions.provenance.get("calibration")
     known = predictions.scores[predictions.judged]
     ends = [predictions.threshold - 0.5, predictions.threshold + 0.5, *known.tolist()]
@@ -44,6 +58,8 @@ def write_report(predictions: Predictions, path: Path, title: str | None = None)
         title=printable(title or "") or "Anomaly detection report",
         rows=rows,
         made=made,
+        volumes=[row for row, _ in volumes],
+        points=(found or {}).get("operating_points") or [],
         rule=RULES.get(made.get("threshold_rule", "")),
         promises=promises(found) if found else [],
         images=found["images"] if found else [],
@@ -62,6 +78,24 @@ def write_report(predictions: Predictions, path: Path, title: str | None = None)
     )
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _volumes(predictions: Predictions) -> list[tuple[dict[str, Any], Any]]:
+    """Rows of the volumes among the images, the most abnormal first, and what they are volumes of."""
+    found = []
+    with suppress(ImageError):  # a file is gone
+        for volume in predictions.iter_volumes():
+            more = {"cell": cell(written(volume.name)), "rule_said": RULES.get(volume.limits.rule, "")}
+            found.append(({**volume.to_row(), **more, "found": volume.regions()}, (volume.place, volume.axis)))
+    return sorted(found, key=lambda one: -np.inf if one[0]["score"] is None else one[0]["score"], reverse=True)
+
+
+def _position(predictions: Predictions, i: int, places: dict[Any, int]) -> dict[str, Any]:
+    """Of which volume an image is a slice, and which one."""
+    source = predictions.sources[i] if predictions.sources else None
+    if source is None or not is_part_of_volume(source):
+        return {"volume": None, "index": None}
+    return {"volume": places.get((source.path, source.axis)), "index": source.index}
 
 
 def notebook_table(predictions: Predictions) -> str:

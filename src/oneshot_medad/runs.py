@@ -7,34 +7,34 @@ stopped is dropped by the next one, and the whole step is done again, in the sam
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from oneshot_medad._names import cell, file_name, written
-from oneshot_medad.errors import ImageError
+from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.export import record_lines
-from oneshot_medad.images.expand import Sources
-from oneshot_medad.images.files import File, Slice
+from oneshot_medad.images.expand import Sources, slices
+from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume, volumes_of
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.images.sanity import Oddities
-from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, VOLUME_COLUMNS, Outputs
-
-_ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal) (\d+)\]", re.DOTALL)
+from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, Outputs
 
 Rows = list[dict[str, Any]]
+Place: TypeAlias = tuple[File | Series, str]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Images that are predicted together; ``volume`` is the file and axis that all of them are slices of, if any."""
+    """Images that are predicted together; ``volume`` is the place and axis that all of them are slices of, if any."""
 
     sources: list[Any]
-    volume: tuple[File, str] | None = None
+    volume: Place | None = None
 
     @property
     def names(self) -> list[str]:
@@ -106,6 +106,11 @@ class Run:
         wanted = set(map(listed_name, self.sources))
         return (row for row in self._outputs.rows() if row["name"] in wanted)
 
+    def volumes(self) -> list[dict[str, str]]:
+        """The rows of all volumes of this run."""
+        wanted = set(map(volume_name, volumes_of(self.sources)))
+        return [row for row in self._outputs.volume_rows() if row["name"] in wanted]
+
     def _is_done(self, step: Step) -> bool:
         complete = all(name in self._outputs.complete for name in step.names)
         return complete and (step.volume is None or self._outputs.has_volume(volume_name(step.volume)))
@@ -124,7 +129,7 @@ class Run:
         volumes = self._volume(step.volume, predictions) if step.volume else []
         return rows, record_lines(predictions), volumes
 
-    def _volume(self, volume: tuple[File, str], predictions: Any) -> Rows:
+    def _volume(self, volume: Place, predictions: Any) -> Rows:
         try:
             (found,) = predictions.volumes()
         except ImageError:  # its slices say why
@@ -135,8 +140,12 @@ class Run:
             path = self._outputs.out / OF_VOLUMES / file_name(self._number, _stem(volume), ".nii.gz")
             path.parent.mkdir(exist_ok=True)
             found.save(path)
-        values = (volume_name(volume), found.score if judged else "", self._outputs.relative(path))
-        return [dict(zip(VOLUME_COLUMNS, values, strict=True))]
+            if self.form == "dicom" and isinstance(volume[0], Series):
+                try:
+                    found.save_objects(path.with_name(path.name.removesuffix(".nii.gz")))
+                except (ConfigError, ImageError) as error:  # the NIfTI file is there
+                    warnings.warn(str(error), stacklevel=2)
+        return [found.to_row() | {"name": volume_name(volume), "heatmap": self._outputs.relative(path)}]
 
     def _moved(self, step: Step) -> tuple[Rows, list[str], Rows]:
         """The same of a step that was done before, its heatmaps under new numbers."""
@@ -156,7 +165,7 @@ def listed_name(source: Any) -> str:
     return cell(written(str(source)))
 
 
-def volume_name(volume: tuple[File, str]) -> str:
+def volume_name(volume: Place) -> str:
     """What a volume is called in the tables: by its file, and by its axis too if that is not the file's first."""
     file, axis = volume
     try:
@@ -166,7 +175,7 @@ def volume_name(volume: tuple[File, str]) -> str:
     return listed_name(file if axis == first else f"{file}[{axis}]")
 
 
-def _stem(volume: tuple[File, str]) -> str:
+def _stem(volume: Place) -> str:
     return Path(str(volume[0])).name.split(".")[0]
 
 
@@ -191,19 +200,15 @@ def _in_place(steps: Sequence[Step], done: Sequence[Step], listed: Iterable[str]
 
 
 def _steps(sources: Sequence[Any], chunk: int, listed: Iterable[str]) -> Iterator[Step]:
-    """Slices of one volume together, with those that are listed already; other images by ``chunk``."""
-    earlier: dict[tuple[str, str], list[int]] = {}
-    for name in listed:
-        if found := _ADDRESS.fullmatch(name):
-            earlier.setdefault((found[1], found[2]), []).append(int(found[3]))
-    volumes: dict[tuple[File, str], dict[Slice, None]] = {}
+    """Slices of one volume together, in their order, with those that are listed already; other images by ``chunk``."""
+    earlier = set(listed)
+    volumes: dict[Place, set[Slice]] = {}
     for source in sources:
         if (volume := _volume_of(source)) is not None:
-            volumes.setdefault(volume, {})[source] = None
-    for (file, axis), slices in volumes.items():
-        more = {Slice(file, axis, index): None for index in earlier.get((listed_name(file), axis), [])}
-        if not more.keys() <= slices.keys():
-            volumes[file, axis] = dict.fromkeys(sorted(slices | more, key=lambda one: one.index))
+            volumes.setdefault(volume, set()).add(source)
+    for (place, axis), chosen in volumes.items() if earlier else ():
+        with suppress(ImageError):  # what cannot be opened has no others
+            chosen.update(one for one in slices(place, axis) if listed_name(one) in earlier)
     others: list[Any] = []
     for source in sources:
         volume = _volume_of(source)
@@ -213,10 +218,10 @@ def _steps(sources: Sequence[Any], chunk: int, listed: Iterable[str]) -> Iterato
             yield Step(others)
             others = []
         if volume in volumes:
-            yield Step(list(volumes.pop(volume)), volume)
+            yield Step(sorted(volumes.pop(volume), key=lambda one: one.index), volume)
     if others:
         yield Step(others)
 
 
-def _volume_of(source: Any) -> tuple[File, str] | None:
-    return (source.path, source.axis) if isinstance(source, Slice) and source.axis != "frame" else None
+def _volume_of(source: Any) -> Place | None:
+    return (source.path, source.axis) if is_part_of_volume(source) else None

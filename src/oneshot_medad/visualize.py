@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image, ImageDraw
 from oneshot_medad._names import written
 from oneshot_medad.calibration import shown
 from oneshot_medad.errors import ImageError, OneShotError
+from oneshot_medad.results.verdicts import places_from
 
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
@@ -21,6 +24,9 @@ COLOUR_MAP = "inferno"
 
 OPACITY = 0.75
 """Of the heatmap over an image, where it is strongest."""
+
+OUTLINE, TRUTH = (64, 255, 255), (51, 255, 102)
+"""Colours of the edges of regions and of known lesions; neither is in the colour map."""
 
 UNREADABLE = "heatmap only: image cannot be read again"
 UNJUDGED = "cannot judge: unlike the images fitted on"
@@ -47,7 +53,13 @@ def blend(image: np.ndarray, heatmap: np.ndarray, threshold: float) -> np.ndarra
     return (_rgb(image) * (1 - share) + colours(level) * share).astype(np.uint8)
 
 
-def overlay(image: np.ndarray, heatmap: np.ndarray, threshold: float, mask: np.ndarray | None = None) -> Image.Image:
+def overlay(
+    image: np.ndarray,
+    heatmap: np.ndarray,
+    threshold: float,
+    mask: np.ndarray | None = None,
+    limit: float = float("inf"),
+) -> Image.Image:
     """The image, its heatmap, and both blended, side by side.
 
     Parameters
@@ -60,6 +72,8 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, threshold: float, mask: np.n
         As `Predictions` holds it; it gets the middle of the colour scale, so that a normal image stays calm.
     mask
         (H, W) bool lesion outline to draw in green, where the truth is known.
+    limit
+        Places of the heatmap above it are outlined in cyan where both are blended.
 
     Returns
     -------
@@ -71,17 +85,25 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, threshold: float, mask: np.n
     (90, 20)
     """
     panels = [_rgb(image), colours(shown(heatmap, threshold)), blend(image, heatmap, threshold)]
-    if mask is not None and mask.any():
-        from skimage.segmentation import mark_boundaries
-
-        panels = [
-            (mark_boundaries(p, mask.astype(int), (0.2, 1, 0.4), mode="inner") * 255).astype(np.uint8) for p in panels
-        ]
+    panels[2] = outlined(panels[2], np.asarray(heatmap) > limit, OUTLINE)
+    if mask is not None:
+        panels = [outlined(panel, mask, TRUTH) for panel in panels]
     return Image.fromarray(np.concatenate(panels, axis=1))
 
 
+def outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 with the inner edge of (H, W) regions drawn in a colour."""
+    if not mask.any():
+        return image
+    from skimage.segmentation import find_boundaries
+
+    drawn = image.copy()
+    drawn[find_boundaries(np.pad(mask, 1), mode="inner")[1:-1, 1:-1]] = colour
+    return drawn
+
+
 def picture(predictions: Predictions, i: int) -> Image.Image:
-    """`overlay` of one prediction as `Predictions.pictured` lets it look.
+    """`overlay` of one prediction as `Predictions.pictured` lets it look, its regions outlined.
 
     The heatmap alone, with a note below, if the image cannot be read again; the image alone, with a note, if it cannot
     be judged.
@@ -99,7 +121,8 @@ def picture(predictions: Predictions, i: int) -> Image.Image:
         return captioned(Image.fromarray(image), [UNJUDGED])
     if image is None:
         return captioned(Image.fromarray(colours(shown(heatmap, predictions.threshold))), [UNREADABLE])
-    return overlay(image, heatmap, predictions.threshold)
+    limit = places_from(predictions.verdict(i), predictions.threshold, predictions.uncertain_from)
+    return overlay(image, heatmap, predictions.threshold, limit=limit)
 
 
 def image_again(predictions: Predictions, i: int) -> np.ndarray | None:
@@ -135,15 +158,15 @@ def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
 
     Returns
     -------
-    A `matplotlib.figure.Figure` of its own, unknown to pyplot: show it in a notebook or call its ``savefig``.
+    A `matplotlib.figure.Figure` of its own, unknown to pyplot. Notebooks show it, whatever matplotlib is set to
+    there; elsewhere call its ``savefig``.
     """
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
     n = min(n, len(predictions))
     columns = max(1, min(columns, n))
     rows = max(1, -(-n // columns))
-    figure = Figure(figsize=(2.6 * columns + 1, 2.8 * rows), layout="constrained")
+    figure = _figure_class()(figsize=(2.6 * columns + 1, 2.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -169,16 +192,32 @@ def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
     return figure
 
 
+@cache
+def _figure_class() -> Any:
+    """A figure that draws itself in notebooks, which know to draw matplotlib's own only after its inline magic."""
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            file = BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Shown
+
+
 def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 2) -> Image.Image:
-    """All pictures on one sheet, each with a caption below."""
-    width, height = max(p.width for p in pictures), max(p.height for p in pictures) + STRIP
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    """All pictures on one sheet, each with a caption right below; rows are as high as their highest picture."""
+    rows = [range(start, min(start + columns, len(pictures))) for start in range(0, len(pictures), columns)]
+    width = max(picture.width for picture in pictures)
+    heights = [max(pictures[i].height for i in row) + STRIP for row in rows]
+    sheet = Image.new("RGB", (columns * width, sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x, y = (i % columns) * width, (i // columns) * height
-        sheet.paste(picture, (x, y))
-        draw.text((x + 4, y + height - 15), caption, fill="black")
+    for number, row in enumerate(rows):
+        for column, i in enumerate(row):
+            x, y = column * width, sum(heights[:number])
+            sheet.paste(pictures[i], (x, y))
+            draw.text((x + 4, y + pictures[i].height + 3), captions[i], fill="black")
     return sheet
 
 

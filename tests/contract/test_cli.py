@@ -255,6 +255,39 @@ def test_predict_writes_other_formats_and_says_what_is_missing(fitted, scans, mo
     assert not (scans / "other").exists()
 
 
+def test_overlays_are_pictures_of_their_own(fitted, scans, monkeypatch, capsys):
+    from PIL import Image
+
+    fitted.save_pretrained(scans / "detector")
+    arguments = ["predict", scans / "detector", scans / "support.png", "--out", scans / "out", "--json"]
+    assert run(monkeypatch, *arguments, "--overlay") == 0
+    (picture,) = (scans / "out/heatmaps").iterdir()
+    assert picture.name == "00000-support.overlay.png"
+    assert Image.open(picture).size == (3 * 246, 246)
+    assert run(monkeypatch, *arguments) == 0  # heatmaps are something else
+    assert "00000-support.png" in [path.name for path in (scans / "out/heatmaps").iterdir()]
+    (row,) = csv.DictReader((scans / "out/scores.csv").open())
+    assert row["heatmap"] == "heatmaps/00000-support.png"
+
+
+def test_a_sensitivity_and_what_readers_said(fitted, scans, monkeypatch, capsys):
+    fitted.save_pretrained(scans / "detector")
+    arguments = ["calibrate", scans / "detector", scans / "normal", "--abnormal", scans / "abnormal"]
+    assert run(monkeypatch, *arguments, "--target-sensitivity", 0.75) == 0
+    said = capsys.readouterr().out
+    assert "4 abnormal images promise that 80 % of further ones like them are flagged" in said
+    assert "false positives   at most (95 %)   sensitivity" in said
+    assert run(monkeypatch, *arguments, "--target-sensitivity", 0.95) == 1
+    assert "at least 19 abnormal images" in capsys.readouterr().err
+    lines = [f"image,{path},normal,agree,0," for path in sorted((scans / "normal").iterdir())]
+    lines += [f"image,{path},normal,disagree,1,seen" for path in sorted((scans / "abnormal").iterdir())]
+    reading = scans / "reading.csv"
+    reading.write_text("\n".join(["unit,name,verdict,reader,label,comment", *lines]))
+    assert run(monkeypatch, "calibrate", scans / "detector", reading, "--reading", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["rule"], said["n_normal"], said["n_abnormal"]) == ("labels", 4, 4)
+
+
 def test_report(fitted, scans, monkeypatch, capsys):
     fitted.save_pretrained(scans / "detector")
     (scans / "abnormal" / "torn.png").write_bytes(b"\x89PNG")

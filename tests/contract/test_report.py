@@ -1,5 +1,6 @@
 """The report as a browser shows it: opened, sorted, filtered, its sliders moved."""
 
+import csv
 import re
 import shutil
 from html.parser import HTMLParser
@@ -8,7 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oneshot_medad import Predictions
+from oneshot_medad import Predictions, slices
+from oneshot_medad.calibration import uncalibrated
+from oneshot_medad.errors import ConfigError
+from oneshot_medad.operating import with_points
+from oneshot_medad.results.reading import read_reading
 
 EVIL = '<img src=x onerror="document.title=1">&quot;.png'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -97,7 +102,7 @@ def test_pictures_are_no_larger_than_promised(predictions, tmp_path):
     text = predictions.to_html(tmp_path / "report.html").read_text()
     pictures = [Image.open(BytesIO(b64decode(code))) for code in re.findall(r'base64,([^"]+)', text)]
     assert {picture.size for picture in pictures} == {(320, 48)}
-    heat = next(p for p in pictures[5:] if p.format == "PNG").convert("RGBA")
+    heat = next(p for p in pictures if p.format == "PNG").convert("RGBA")  # the most abnormal comes first
     assert heat.getpixel((36, 12))[3] == 255  # 0.9 is far above the threshold
     assert heat.getpixel((36, 36))[3] == 10  # 0.1 is shown as 0.269: 255 * 2 * 0.019
 
@@ -148,11 +153,8 @@ def test_sorting_filter_sliders_and_details_in_a_browser(predictions, tmp_path, 
     def decisions():
         return [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, ".decision") if cell.is_displayed()]
 
-    assert names() == ["b.png", "a10.png", "a9.png", "c.png", EVIL, "torn.png"]
-    assert decisions() == ["normal", "normal", "ABNORMAL", "normal", "ABNORMAL", "not read"]
-
-    header("score").click()
     assert names() == ["a9.png", EVIL, "c.png", "b.png", "a10.png", "torn.png"]
+    assert decisions() == ["ABNORMAL", "ABNORMAL", "normal", "normal", "normal", "not read"]
     assert one("th:has([data-key=score])").get_attribute("aria-sort") == "descending"
     header("score").send_keys(Keys.ENTER)  # by keyboard
     assert names() == ["a10.png", "b.png", "c.png", EVIL, "a9.png", "torn.png"]
@@ -205,3 +207,91 @@ def test_sorting_filter_sliders_and_details_in_a_browser(predictions, tmp_path, 
     assert not one("#detail").is_displayed()
     assert browser.title == "Anomaly detection report"
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """Five slices of a volume, of which the fourth is the highest, and one that is blank."""
+    import nibabel
+
+    values = np.random.default_rng(0).uniform(0, 1, (12, 10, 5)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 4, 1])), tmp_path / "scan.nii")
+    sources = slices(tmp_path / "scan.nii")
+    heatmaps = [np.full((10, 12), 0.1 * i, np.float32) for i in range(5)]
+    heatmaps[3][2:5, 2:5] = 2.0
+    return Predictions(
+        np.array([0.0, 0.1, 0.9, 1.2, 0.8]),
+        heatmaps,
+        0.5,
+        [str(source) for source in sources],
+        sources=sources,
+        intensity_range=(0, 1),
+        provenance={"calibration": with_points({**uncalibrated(0.5, "labels", 1), **SCORES})},
+    )
+
+
+SCORES = {"normal_scores": list(range(19)), "abnormal_scores": [30.0]}
+
+
+def test_volumes_have_a_verdict_in_the_report(volume, tmp_path):
+    page = parsed(volume.to_html(tmp_path / "report.html"))
+    assert "5 axial slices, 5 judged" in page.text
+    assert "0.04 ml, slices 3 to 3" in page.text
+    assert "no volumes were calibrated on" in page.text
+    assert "What false-positive rate buys what sensitivity" in page.text
+    order = [attrs["data-index"] for tag, attrs in page.found if tag == "tr" and attrs.get("data-unit") == "image"]
+    assert order == ["3", "2", "4", "1", "0"]
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium or its driver is not installed")
+def test_slices_scroll_and_readers_are_recorded_in_a_browser(volume, tmp_path, browser):
+    from selenium.webdriver.common.by import By
+
+    browser.get(volume.to_html(tmp_path / "report.html").as_uri())
+
+    def one(selector):
+        return browser.find_element(By.CSS_SELECTOR, selector)
+
+    def press(place, word):
+        next(b for b in browser.find_elements(By.CSS_SELECTOR, f"{place} button") if b.text == word).click()
+
+    assert not one("#save-reading").is_enabled()
+    press("#volumes", "agree")
+    one(".peak").click()
+    assert one("#detail-name").text.endswith("[axial 3]")
+    browser.execute_script(
+        "arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", one("#detail-slice")
+    )
+    assert one("#detail-name").text.endswith("[axial 1]")
+    press("#detail-opinion", "disagree")
+    one("#detail-comment").send_keys('=missed, "here"')
+    browser.execute_script(
+        "document.querySelector('.detail .stack').dispatchEvent(new WheelEvent('wheel', {deltaY: -1}))"
+    )
+    assert one("#detail-name").text.endswith("[axial 2]")
+    press("#detail-opinion", "agree")
+    press("#detail-opinion", "agree")  # taken back
+    one("#close").click()
+    assert one("#save-reading").is_enabled()
+    (tmp_path / "reading.csv").write_text(browser.execute_script("return reading()"), encoding="utf-8")
+    assert read_reading(tmp_path / "reading.csv") == ([f"{tmp_path}/scan.nii[axial 1]"], [1])
+    assert read_reading(tmp_path / "reading.csv", "volume") == ([f"{tmp_path}/scan.nii"], [1])
+    rows = list(csv.DictReader((tmp_path / "reading.csv").open()))
+    assert [row["comment"] for row in rows] == ["", 'missed, "here"']
+    one("#save-reading").click()
+    assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+def test_readings_that_say_nothing(tmp_path):
+    path = tmp_path / "reading.csv"
+    path.write_text("name,label\na.png,1\n")
+    with pytest.raises(ConfigError, match="columns name,label; wanted unit,name"):
+        read_reading(path)
+    path.write_text("unit,name,verdict,reader,label,comment\nimage,a.png,normal,,,look again\n")
+    with pytest.raises(ConfigError, match="no labels of images"):
+        read_reading(path)
+    path.write_text("unit,name,verdict,reader,label,comment\nimage,a.png,normal,agree,yes,\n")
+    with pytest.raises(ConfigError, match=r"\['yes'\]"):
+        read_reading(path)

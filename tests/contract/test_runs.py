@@ -275,7 +275,12 @@ def test_a_volume_without_a_judged_slice_has_neither_score_nor_heatmap(fitted, t
     for _ in range(2):
         run(fitted, tmp_path / "out", tmp_path / "*.nii")
         rows = list(csv.DictReader((tmp_path / "out" / "volumes.csv").open(encoding="utf-8")))
-        assert rows[0] == {"name": str(tmp_path / "blank.nii"), "score": "", "heatmap": ""}
+        assert {key: rows[0][key] for key in ("name", "verdict", "score", "heatmap")} == {
+            "name": str(tmp_path / "blank.nii"),
+            "verdict": "not read",
+            "score": "",
+            "heatmap": "",
+        }
         assert float(rows[1]["score"]) > 0
         assert [path.name for path in (tmp_path / "out" / "volumes").iterdir()] == ["00004-some.nii.gz"]
     assert not list(runs.Run(fitted, expand(str(tmp_path / "*.nii")), tmp_path / "out", "png", 4))

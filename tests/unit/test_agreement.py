@@ -15,7 +15,7 @@ from oneshot_medad.capture import capture_picture
 from oneshot_medad.errors import ImageError
 from oneshot_medad.images.read import BLANK
 from oneshot_medad.results.verdicts import held_back
-from oneshot_medad.visualize import UNJUDGED, blend, captioned
+from oneshot_medad.visualize import OUTLINE, UNJUDGED, blend, captioned, outlined
 
 GREY = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30).astype(np.uint8)
 EMPTY = np.zeros((0, 0), np.float32)
@@ -54,7 +54,7 @@ class Rows(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
-        if tag == "tr" and "data-verdict" in attrs:
+        if tag == "tr" and attrs.get("data-unit") == "image":
             self.rows.append({**attrs, "text": "", "pictures": 0, "regions": 0})
             self.inside = True
         self.inside = self.inside and tag != "footer"
@@ -74,6 +74,9 @@ def test_nothing_said_of_one_image_contradicts_its_verdict(seed, tmp_path):
     found = random_predictions(seed)
     rows, frame, flags = found.to_rows(), found.to_frame(), found.flags.tolist()
     page = Rows(found.to_html(tmp_path / "report.html").read_text())
+    shown = [row["data-score"] for row in page.rows if "data-score" in row]
+    assert shown == sorted(shown, key=float, reverse=True)  # the most abnormal first, what has no score last
+    page.rows.sort(key=lambda row: found.names.index(row["data-cell"]))
     pngs = found.save_heatmaps(tmp_path / "png")
     records = [json.loads(line) for line in found.to_jsonl(tmp_path / "audit.jsonl").read_text().splitlines()]
     table = list(csv.DictReader(found.to_csv(tmp_path / "scores.csv").open()))
@@ -138,7 +141,7 @@ def test_pictures_follow_the_verdict():
     assert found.verdicts == ["normal", "abnormal", "cannot judge"]
     normal, abnormal = (np.asarray(found.overlay(i))[:, 60:] for i in (0, 1))
     assert np.array_equal(normal, blend(GREY, np.full(GREY.shape, 0.5), 0.5))
-    assert np.array_equal(abnormal, blend(GREY, hot, 0.5))
+    assert np.array_equal(abnormal, outlined(blend(GREY, hot, 0.5), hot > 0.5, OUTLINE))
     foreign = found.overlay(2)
     assert np.array_equal(np.asarray(foreign), np.asarray(captioned(found_image(found, 2), [UNJUDGED])))
     titles = [axes.get_title() for axes in found.plot(columns=3).axes[:3]]

@@ -114,6 +114,8 @@ def test_heatmaps_come_back_from_every_array_format(files, tmp_path):
 
     nifti, _, _ = files.save_heatmaps(tmp_path / "h", format="nifti")
     volume = nibabel.load(nifti)
+    low, high = (float(volume.header[name]) for name in ("cal_min", "cal_max"))
+    assert (low + high) / 2 == pytest.approx(files.threshold)
     assert np.array_equal(volume.get_fdata()[:, :, 0].T, heat)
     assert volume.header.get_zooms()[:2] == (2.0, 0.5)  # columns are 2 mm wide, rows 0.5 mm high
     assert volume.header.get_xyzt_units()[0] == "mm"

@@ -15,7 +15,8 @@ from oneshot_medad.errors import ConfigError, ImageError, ImageFileError, ImageT
 from oneshot_medad.images import nifti
 from oneshot_medad.images.expand import expand
 from oneshot_medad.images.read import read_image
-from oneshot_medad.images.volumes import assemble
+from oneshot_medad.studies.limits import Limits
+from oneshot_medad.studies.volume import assemble
 
 SHAPE, ZOOMS = (4, 5, 6), (1.0, 2.0, 3.0)
 CODES = ["".join(c) for order in itertools.permutations(("LR", "PA", "IS")) for c in itertools.product(*order)]
@@ -64,7 +65,7 @@ def test_heatmaps_return_to_the_files_own_grid(tmp_path, codes, axis):
     path = write(tmp_path / "v.nii.gz", codes)
     sources = slices(path, axis)
     heatmaps = [values(source).numpy().astype(np.float32) for source in sources]
-    (volume,) = assemble(sources, np.arange(len(sources), dtype=float), heatmaps)
+    (volume,) = assemble(sources, np.arange(len(sources), dtype=float), heatmaps, Limits(0.5))
     stored = nibabel.load(path)
     assert np.array_equal(volume.heatmap, np.asarray(stored.dataobj))
     assert volume.heatmap.dtype == np.float32
@@ -77,7 +78,7 @@ def test_heatmaps_return_to_the_files_own_grid(tmp_path, codes, axis):
 def test_slices_without_score_stay_zero(tmp_path):
     path = write(tmp_path / "v.nii")
     sources = slices(path, indices=[1, 4])
-    (volume,) = assemble(sources, np.array([0.5, np.nan]), [np.ones((5, 4), np.float32), np.zeros((0, 0))])
+    (volume,) = assemble(sources, np.array([0.5, np.nan]), [np.ones((5, 4), np.float32), np.zeros((0, 0))], Limits(0.5))
     assert volume.score == 0.5
     assert volume.heatmap.sum(axis=(0, 1)).tolist() == [0, 20, 0, 0, 0, 0]
     with pytest.raises(ConfigError, match=r"heat\.png.*\.nii"):
@@ -111,7 +112,7 @@ def test_colour_and_flat_volumes(tmp_path):
     nibabel.save(nibabel.Nifti1Image(ras()[:, :, 0], np.eye(4)), tmp_path / "flat.nii")
     (source,) = expand(tmp_path / "flat.nii")
     assert values(source)[0].tolist() == [3400, 2400, 1400, 400]
-    (volume,) = assemble([source], np.ones(1), [np.ones((5, 4), np.float32)])
+    (volume,) = assemble([source], np.ones(1), [np.ones((5, 4), np.float32)], Limits(0.5))
     assert volume.heatmap.shape == (4, 5, 1)
     nibabel.save(nibabel.Nifti1Image(ras()[..., None], np.eye(4)), tmp_path / "four.nii")
     assert len(expand(tmp_path / "four.nii")) == 6
@@ -236,7 +237,7 @@ def test_blank_slices_elsewhere(fitted, head):
     with pytest.raises(ImageError, match=r"2 blank slices .*axial 0"):
         detector.evaluate(head, [0, 0, 1, 1])
     with pytest.raises(ImageError, match=r"axial 0.*constant"):
-        detector.fit(head)
+        detector.fit(f"{head}[axial 0]")  # beside others it is left out
     scores = detector.predict(head).scores[1:3]
     assert detector.calibrate(head, target_fpr=0.5).calibration_scores_.tolist() == sorted(scores)
     labelled = detector.calibrate(head, [0, 0, 1, 1])

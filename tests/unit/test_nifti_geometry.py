@@ -15,7 +15,8 @@ from oneshot_medad import AnomalyDetector, slices
 from oneshot_medad.errors import ImageFileError, ImageTypeError
 from oneshot_medad.images.expand import expand
 from oneshot_medad.images.read import read_image
-from oneshot_medad.images.volumes import assemble
+from oneshot_medad.studies.limits import Limits
+from oneshot_medad.studies.volume import assemble
 
 DATA = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
 AXIAL, CORONAL, SAGITTAL = ("axial", "coronal", "sagittal")
@@ -67,7 +68,7 @@ def test_one_sagittal_slice(tmp_path):
     path = save(tmp_path / "a.nii.gz", data, np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]]))
     (source,) = expand(path)
     assert np.array_equal(values(source, (0, 479)), data[::-1, ::-1, 0].T)
-    (volume,) = assemble([source], np.ones(1), [values(source, (0, 479)).numpy()])
+    (volume,) = assemble([source], np.ones(1), [values(source, (0, 479)).numpy()], Limits(0.5))
     assert np.array_equal(volume.heatmap, data)
 
 
@@ -133,7 +134,7 @@ def test_a_direction_that_one_slice_does_not_need(tmp_path, rows, axis, size):
     assert source.axis == axis
     found = read_image(source, intensity_range=(0, 11))
     assert (found.size, found.spacing) == (size, (1, 1))
-    (volume,) = assemble([source], np.ones(1), [values(source, (0, 11)).numpy()])
+    (volume,) = assemble([source], np.ones(1), [values(source, (0, 11)).numpy()], Limits(0.5))
     assert np.array_equal(volume.heatmap, data)
     assert np.linalg.det(volume.affine) != 0
     volume.save(tmp_path / "heat.nii")

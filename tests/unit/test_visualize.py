@@ -6,7 +6,7 @@ from PIL import Image
 
 from oneshot_medad import Predictions
 from oneshot_medad.errors import ImageError, ImageFileError
-from oneshot_medad.visualize import OPACITY, blend, captioned, colours, overlay, strength
+from oneshot_medad.visualize import OPACITY, OUTLINE, blend, captioned, colours, contact_sheet, overlay, strength
 
 GREY = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
 
@@ -110,3 +110,41 @@ def test_the_notebook_table_is_short_and_escaped(tmp_path):
     assert text.count("data:image/jpeg;base64,") == 20
     assert "and 5 more" in text
     assert "not read: torn" in made([np.zeros((0, 0))], ["x"])._repr_html_()
+
+
+def test_regions_are_outlined_where_the_image_is_blended():
+    heat = np.zeros(GREY.shape, np.float32)
+    heat[3:8, 5:12] = 0.9
+    found = made([heat, heat], [GREY, GREY])
+    drawn = np.asarray(found.overlay(0))[:, 40:]
+    edge = (drawn == OUTLINE).all(axis=2)
+    expected = np.zeros(GREY.shape, bool)
+    expected[3:8, 5:12] = True
+    expected[4:7, 6:11] = False
+    assert np.array_equal(edge, expected)
+    calm = made([heat * 0.3], [GREY])
+    assert not (np.asarray(calm.overlay(0)) == OUTLINE).all(axis=2).any()
+
+
+def test_captions_stay_with_their_picture():
+    pictures = [Image.new("RGB", (20, height), "blue") for height in (10, 60, 30)]
+    sheet = np.asarray(contact_sheet(pictures, ["WWW"] * 3))
+    assert sheet.shape[:2] == (60 + 18 + 30 + 18, 40)
+    dark = (sheet < 90).all(axis=2)
+    assert dark[10:28, :20].any()  # right below the small picture of the first row
+    assert not dark[28:78, :20].any()
+    assert dark[60:78, 20:].any()
+    assert dark[108:126, :20].any()
+
+
+def test_notebooks_show_figures_without_being_set_up():
+    heat = np.zeros(GREY.shape, np.float32)
+    figure = made([heat], [GREY]).plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_what_is_typed_alone_is_one_line():
+    heat = np.full(GREY.shape, 0.9, np.float32)
+    assert repr(made([heat, heat * 0, np.zeros((0, 0))], [GREY, GREY, GREY])) == (
+        "<Predictions: 3 images, 1 flagged, 1 normal, 1 failed, threshold 0.500>"
+    )

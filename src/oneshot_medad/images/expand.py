@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,15 +15,19 @@ import torch
 from PIL import Image as PILImage
 
 from oneshot_medad.errors import ImageError, ImageFileError, ImageTypeError, NoPictureError
-from oneshot_medad.images.files import File, Member, Slice
+from oneshot_medad.images.address import Address
+from oneshot_medad.images.arrange import in_order, in_place
+from oneshot_medad.images.arrays import of_array, of_tensor
+from oneshot_medad.images.dicom import Dicom
+from oneshot_medad.images.files import File, Member, Series, Slice
 from oneshot_medad.images.folders import FOLDER, Search, images_in, is_image, is_index, said
+from oneshot_medad.images.grouping import group
 from oneshot_medad.images.kinds import READ
 from oneshot_medad.images.open import open_stack, reading
 
 SINGLE = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp")
 """Files that are not opened to count what they hold."""
 MAX_SLICES = 100_000
-_ADDRESS = re.compile(r"(.+)\[(axial|coronal|sagittal|frame) (\d+)\]", re.DOTALL)
 _WANTED = "a path, a PIL image, a NumPy array, a torch tensor or a list of them"
 _WAYS = {
     "pydicom": "its file",
@@ -66,9 +70,11 @@ def expand(images: Any, *, recursive: bool = False) -> Sources:
     Returns
     -------
     Volumes, multi-frame DICOM files, TIFF files of several pages and animations give one `Slice` for each of theirs; a
-    file that cannot be opened stays as it is, so that reading it says why. In folders, archives and patterns, files of
-    other kinds and DICOM objects without a picture (segmentations, dose grids, presentation states, reports) are left
-    out and counted in ``left_out``.
+    file that cannot be opened stays as it is, so that reading it says why. DICOM files that make up a volume become
+    its slices: in folders, archives and patterns in order of their position, in a list where they stand. In folders,
+    archives and patterns, files of other kinds, DICOM objects without a picture (segmentations, dose grids,
+    presentation states, reports), copies of images of a volume, and localizers of other images are left out and
+    counted in ``left_out``.
 
     Raises
     ------
@@ -82,20 +88,23 @@ def expand(images: Any, *, recursive: bool = False) -> Sources:
         DICOM files without pydicom.
     """
     search = Search(recursive)
-    found = Sources(_expand(images, search))
+    found = Sources(in_place(list(_expand(images, search)), search.listed))
     if not found:
         raise ImageError(f"Got no images ({type(images).__name__} of length 0); wanted at least one.")
+    for file, reason in search.refused.items():
+        warnings.warn(f"{file}: {reason} The images of its series are taken one by one.", stacklevel=3)
     found.left_out = search.left_out
     return found
 
 
-def slices(path: str | File, axis: str | None = None, indices: Iterable[int] | None = None) -> list[Slice]:
+def slices(path: str | File | Series, axis: str | None = None, indices: Iterable[int] | None = None) -> list[Slice]:
     """Choose slices of a volume, frames of a multi-frame DICOM file, or pages of a TIFF file.
 
     Parameters
     ----------
     path
-        A NIfTI volume or another file that holds several images, also inside an archive.
+        A NIfTI volume, a folder or archive with one DICOM series (``"folder[series 3]"`` chooses among several), or
+        another file that holds several images, also inside an archive.
     axis
         ``"axial"``, ``"coronal"`` or ``"sagittal"`` of a volume, ``"frame"`` of other files. None takes the axis across
         which a volume was acquired, where its shape or voxels show one, else axial.
@@ -107,7 +116,7 @@ def slices(path: str | File, axis: str | None = None, indices: Iterable[int] | N
     ImageError
         An axis or position that the file does not have.
     ImageFileError
-        A file that cannot be opened.
+        A file that cannot be opened, or a folder that holds no volume, or several.
 
     Examples
     --------
@@ -119,19 +128,49 @@ def slices(path: str | File, axis: str | None = None, indices: Iterable[int] | N
     ...     [str(chosen).rsplit("/", 1)[-1] for chosen in slices(f"{folder}/scan.nii", indices=range(2, 4))]
     ['scan.nii[axial 2]', 'scan.nii[axial 3]']
     """
-    return _slices(path if isinstance(path, Member) else Path(path), axis, indices)
+    if isinstance(path, Member | Series):
+        return _slices(path, axis, indices)
+    address = Address.of(str(path)) if not Path(path).exists() else None
+    place = Path(address.path if address else path)
+    series = address.series if address else ""
+    return _slices(_series_in(place, series) if series or _holds_files(place) else place, axis, indices)
 
 
-def _slices(file: File, axis: str | None = None, indices: Iterable[int] | None = None) -> list[Slice]:
-    axes = open_stack(file).axes
-    axis = axis or next(iter(axes))
+def _series_in(path: Path, series: str) -> Series:
+    """The series of a folder, archive or enhanced file; the one called ``[series N]`` if that is given."""
+    search = Search()
+    files = _files_in(path, search) if _holds_files(path) else [path]
+    for file in files:
+        list(_parts(file, search))
+    with reading(path):
+        found = group(search.listed)
+        chosen = [one for one in found.volumes if one.name.endswith(series)]
+        if len(chosen) == 1:
+            return chosen[0]
+        names = ", ".join(one.name for one in chosen or found.volumes) or "none"
+        why = "".join(f" {file}: {reason}" for file, reason in found.refused.items())
+        raise ImageFileError(
+            f"Got {len(chosen)} DICOM volumes{f' {series}' * bool(series)} ({names}); wanted one.{why}"
+        )
+
+
+def _slices(file: File | Series, axis: str | None = None, indices: Iterable[int] | None = None) -> list[Slice]:
+    stack = open_stack(file)
+    if axis != "frame" and isinstance(stack, Dicom) and not isinstance(file, Series) and stack.axes["frame"] > 1:
+        with reading(file):
+            volumes = group([file]).volumes
+        if len(volumes) == 1:
+            return _slices(volumes[0], axis, indices)
+    axis = axis or next(iter(stack.axes))
+    missing: frozenset[int] = getattr(stack, "missing", frozenset()) if axis == next(iter(stack.axes)) else frozenset()
     with reading(file):
-        count = check_position(axes, axis)
+        count = check_position(stack.axes, axis)
         if count > MAX_SLICES:
             raise ImageFileError(f"Got a file that claims to hold {count} images; wanted at most {MAX_SLICES}.")
-        found = [Slice(file, axis, int(i)) for i in (range(count) if indices is None else indices)]
+        there = (i for i in range(count) if i not in missing)
+        found = [Slice(file, axis, int(i)) for i in (there if indices is None else indices)]
         for one in found:
-            check_position(axes, axis, one.index)
+            check_position(stack.axes, axis, one.index)
     return found
 
 
@@ -151,7 +190,7 @@ def _expand(images: Any, search: Search) -> Iterator[Any]:
     elif isinstance(images, (PILImage.Image, Slice, Member)):
         yield images
     elif isinstance(images, torch.Tensor):
-        yield from _expand_tensor(images)
+        yield from of_tensor(images)
     elif hasattr(images, "read") or isinstance(images, (bytes, bytearray, memoryview)):
         raise ImageTypeError(
             f"Got {type(images).__name__}; wanted {_WANTED}. Pass the file, or PIL.Image.open(...) of what it holds."
@@ -177,33 +216,12 @@ def _is_column(table: Any) -> bool:
     return getattr(table, "ndim", None) == 1
 
 
-def _expand_tensor(images: torch.Tensor) -> Iterator[torch.Tensor]:
-    shape = tuple(images.shape)
-    if images.ndim == 2 or (images.ndim == 3 and shape[0] in (1, 3, 4)):
-        yield images
-    elif images.ndim == 4 and shape[1] in (1, 3, 4):
-        yield from images
-    else:
-        raise ImageError(
-            f"Got a tensor of shape {shape}; wanted (H, W), (C, H, W) or (N, C, H, W) with C of 1, 3 or 4 (opacity)."
-        )
-
-
 def _expand_array(images: np.ndarray, search: Search) -> Iterator[Any]:
     if images.dtype.kind in "OUS":  # paths or images, as a table's column holds them
         for image in images.ravel().tolist():
             yield from _expand(os.fsdecode(image) if isinstance(image, bytes) else image, search)
         return
-    colour = images.ndim >= 3 and images.shape[-1] in (1, 3, 4)
-    if images.ndim == 2 or (images.ndim == 3 and colour):
-        yield images
-    elif images.ndim == 3 or (images.ndim == 4 and colour):
-        yield from images
-    else:
-        raise ImageError(
-            f"Got an array of shape {images.shape}; wanted (H, W), (H, W, C), (N, H, W) or (N, H, W, C) with C of 1, "
-            "3 or 4 (opacity)."
-        )
+    yield from of_array(images)
 
 
 def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
@@ -213,8 +231,8 @@ def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
     if _holds_files(path):
         where = "folder" if path.is_dir() else "archive"
         yield from _whole(_files_in(path, search), search, f"Got {where} {str(path)!r} without image files")
-    elif not path.exists() and isinstance(source := source_of(text), Slice):
-        yield source
+    elif not path.exists() and (address := Address.of(text)):
+        yield from _addressed(address)
     elif not path.exists() and glob.has_magic(text):
         there = next(parent for parent in path.parents if parent.exists())  # its brackets are no pattern
         pattern = os.path.join(glob.escape(str(there)), path.relative_to(there))  # noqa: PTH118
@@ -224,7 +242,7 @@ def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
         files = [file for match in matches for file in _matched(match, path.name == "**", search)]
         yield from _whole(list(dict.fromkeys(files)), search, f"Got pattern {text!r}, which matches no image file")
     else:
-        yield from _parts(path)
+        yield from _parts(path, search)
 
 
 def _holds_files(path: Path) -> bool:
@@ -248,31 +266,51 @@ def _matched(path: Path, all_below: bool, search: Search) -> list[File]:
     return [path] if not is_index(path) and is_image(path, search) else []
 
 
+def _addressed(address: Address) -> Iterator[Slice]:
+    path: Any = Path(address.path)
+    if address.series or _holds_files(path):
+        path = _series_in(path, address.series)
+    if address.index is not None:
+        yield Slice(path, address.axis or "axial", address.index)
+        return
+    found = _slices(path, address.axis)
+    if address.chosen is None:
+        yield from found
+        return
+    wanted = range(found[-1].index + 1)[address.chosen]
+    chosen = [one for one in found if one.index in wanted]
+    if not chosen:
+        raise ImageError(
+            f"Got {address.path} {address.chosen}, which is no slice of it; wanted 0 to {found[-1].index}."
+        )
+    yield from chosen
+
+
 def _whole(files: list[File], search: Search, nothing: str) -> Iterator[File | Slice]:
-    """The parts of all files; an error that begins with ``nothing`` if there are none."""
-    count = 0
-    for file in files:
-        for part in _parts(file, search):
-            count += 1
-            yield part
-    if not count:
+    """The parts of all files, slices of a volume together; an error that begins with ``nothing`` if there are none."""
+    below = Search()
+    parts = [part for file in files for part in _parts(file, below, search.left_out)]
+    yield from in_order(parts, below.listed, search)
+    if not parts:
         beside = f" Beside them: {said(search.left_out)}." if search.left_out else ""
         way = " Pass recursive=True (--recursive) to search the folders below." if search.left_out[FOLDER] else ""
         raise ImageFileError(f"{nothing}; wanted {READ}.{beside}{way}")
 
 
-def _parts(file: File, search: Search | None = None) -> Iterator[File | Slice]:
-    """The slices of a file, or the file itself; what is no picture is counted where ``search`` found it."""
+def _parts(file: File, search: Search, left_out: Counter[str] | None = None) -> Iterator[File | Slice]:
+    """The slices of a file, or the file itself; what is no picture is counted where it was not asked for by name."""
     if str(file).lower().endswith(SINGLE):
         yield file
         return
     try:
         found = _slices(file)
+        if isinstance(open_stack(file), Dicom):
+            search.listed.append(file)
     except NoPictureError as error:
-        if search is None:
+        if left_out is None:
             yield file
         else:
-            search.left_out[error.kind] += 1
+            left_out[error.kind] += 1
     except ImageError:
         yield file
     else:
@@ -285,8 +323,12 @@ def source_of(source: Any) -> File | Slice | None:
         return source
     if not isinstance(source, str):
         return None
-    found = _ADDRESS.fullmatch(source)
-    return Slice(Path(found[1]), found[2], int(found[3])) if found else Path(source)
+    found = Address.of(source)
+    if found is None or found.axis is None or found.index is None or Path(source).exists():
+        return Path(source)
+    return Slice(
+        _series_in(Path(found.path), found.series) if found.series else Path(found.path), found.axis, found.index
+    )
 
 
 def name_of(source: Any, position: int) -> str:

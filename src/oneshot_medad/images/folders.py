@@ -14,7 +14,7 @@ from oneshot_medad.images.kinds import NO_SUFFIX, SUFFIXES, kind, label
 
 FOLDER = "folder"
 """What a folder that was not searched counts as."""
-_NAMELESS = (FOLDER, NO_SUFFIX, "broken link", "no file")
+_NAMELESS = (FOLDER, NO_SUFFIX, "broken link", "no file", "localizer", "copy")
 INDEX = "DICOMDIR"
 
 
@@ -27,12 +27,18 @@ class Search:
     recursive
         Whether folders below are searched too, to any depth.
     left_out
-        How many files of each kind were no images: suffixes, modalities of DICOM objects without a picture, folders.
-        Hidden files (``.name``, ``__MACOSX``) do not count.
+        How many files of each kind were passed over: suffixes, modalities of DICOM objects without a picture,
+        localizers and copies of DICOM volumes, folders. Hidden files (``.name``, ``__MACOSX``) do not count.
+    listed
+        DICOM files with a picture that were given one by one.
+    refused
+        Why the images of a DICOM series make up no volume, by its first file.
     """
 
     recursive: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
+    listed: list[File] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def images_in(root: Path, search: Search) -> list[File]:

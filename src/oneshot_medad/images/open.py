@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from oneshot_medad._threads import last_of_thread
 from oneshot_medad.errors import ImageError, ImageFileError, OneShotError
-from oneshot_medad.images.files import File, Member
+from oneshot_medad.images.files import File, Member, Series
 from oneshot_medad.images.folders import Search, images_in
 from oneshot_medad.images.kinds import READ, kind, unknown
 from oneshot_medad.images.quiet import quiet
@@ -18,8 +19,8 @@ MAX_REASON = 500
 """Characters of an error that are kept."""
 
 
-def open_stack(file: File) -> Stack:
-    """The slices of a file; the one that a thread opened last stays open there, so that its slices come from memory.
+def open_stack(file: File | Series) -> Stack:
+    """The slices of a file or series; a thread keeps the one open that it opened last, whose slices come from memory.
 
     Raises
     ------
@@ -28,16 +29,28 @@ def open_stack(file: File) -> Stack:
     ExtraError
         A DICOM file without pydicom.
     """
-    path = file.archive if isinstance(file, Member) else file
+    files = file.files if isinstance(file, Series) else [file]
     with reading(file):
-        if not path.is_file():
-            raise ImageFileError(f"Got no file; wanted {READ}.")
-        status = path.stat()
-        return _opened(file, status.st_ino, status.st_mtime_ns, status.st_size)
+        return _opened(file, *map(_version, dict.fromkeys(map(_on_disk, files))))
+
+
+def _on_disk(file: File) -> Path:
+    return file.archive if isinstance(file, Member) else file
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    if not path.is_file():
+        raise ImageFileError(f"Got no file; wanted {READ}.")
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @last_of_thread
-def _opened(file: File, *version: int) -> Stack:
+def _opened(file: File | Series, *version: tuple[int, ...]) -> Stack:
+    if isinstance(file, Series):
+        from oneshot_medad.images.series import SeriesStack
+
+        return SeriesStack(file)
     what = kind(file)
     if what == "zip":
         if isinstance(file, Member):

@@ -38,12 +38,16 @@ class MedicalImage:
         Height and width of a pixel in millimetres; None if the source does not say.
     aspect
         Height of a pixel divided by its width; 1 if the source does not say.
+    position
+        Of a slice along the axis of its volume: 0 for the first (inferior, posterior or left), 1 for the last; None for
+        an image that is no slice of a volume.
     """
 
     pixels: torch.Tensor
     name: str
     spacing: tuple[float, float] | None = None
     aspect: float = 1.0
+    position: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,10 +91,10 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     torch.Size([3, 4, 4])
     """
     settle()
-    place = source_of(source)
+    place, position = source_of(source), None
     if place is not None:
         name = str(place)
-        found = _read_place(place, intensity_range)
+        found, position = _read_place(place, intensity_range)
     elif isinstance(source, PILImage.Image):
         with reading(name):
             check_alone(source)
@@ -103,17 +107,19 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
         if mask is not None and np.any(mask):
             raise ImageError(f"Got {name} with masked pixels; wanted all of them. Fill them first: image.filled(0).")
         found = _of_array(np.asarray(source), intensity_range)
-    return MedicalImage(_to_tensor(found, name), name, found.spacing, found.aspect)
+    return MedicalImage(_to_tensor(found, name), name, found.spacing, found.aspect, position)
 
 
-def _read_place(place: File | Slice, window: Window) -> Pixels:
+def _read_place(place: File | Slice, window: Window) -> tuple[Pixels, float | None]:
+    """The pixels, and the relative position of a slice of a volume."""
     stack = open_stack(place.path if isinstance(place, Slice) else place)
     axis, index = (place.axis, place.index) if isinstance(place, Slice) else (next(iter(stack.axes)), 0)
     with reading(place):
         count = check_position(stack.axes, axis, index)
         if count > 1 and not isinstance(place, Slice):
             raise ImageFileError(f"Got a file that holds {count} images; wanted one. Choose with oneshot_medad.slices.")
-        return stack.read(axis, index, window)
+        position = None if axis == "frame" else index / (count - 1) if count > 1 else 0.5
+        return stack.read(axis, index, window), position
 
 
 def _array_of(tensor: torch.Tensor) -> np.ndarray:

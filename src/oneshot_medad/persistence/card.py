@@ -118,7 +118,7 @@ def model_card(stored: Stored, location: str, sheet: bool = False) -> str:
         evaluation=_evaluation(provenance.get("evaluation")),
         threshold=f"{stored.calibration['threshold']:.4g}",
         rule=RULES[stored.calibration["rule"]],
-        promises=_calibration(stated(stored.calibration)),
+        promises=_calibration(stated(stored.calibration)) + _volumes(stored.calibration["volumes"]),
         license=provenance["license"] or "Not stated by the author.",
     )
 
@@ -135,6 +135,17 @@ def _calibration(found: dict[str, Any]) -> str:
         head = "<summary>Hashes of these images (SHA-256 of their pixels)</summary>"
         lines += ["", f"<details>{head}", "", *hashes, "", "</details>"]
     return "\n".join([*lines, ""])
+
+
+def _volumes(calibration: dict[str, Any] | None) -> str:
+    """The threshold of volumes, and what it promises; empty before a calibration on volumes."""
+    if calibration is None:
+        return ""
+    found = stated(calibration)
+    lines = [f"Volumes that score above {found['threshold']:.4g} are abnormal. {RULES[found['rule']]}", ""]
+    lines += [f"- {sentence}" for sentence in promises(found, "volume")]
+    total = len(found["images"])
+    return "\n".join([*lines, f"- Calibrated on {total} volumes, {found['n_normal']} of them normal.", ""])
 
 
 def base_models(backbone: str) -> list[str] | None:

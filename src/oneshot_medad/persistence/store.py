@@ -124,14 +124,25 @@ def read_folder(folder: Path) -> Stored:
         target_fpr=(float, type(None)),
         uncertain_fpr=(float, type(None)),
         images=list,
+        target_sensitivity=(float, type(None)),
+        abnormal_scores=list,
+        volumes=(dict, type(None)),
     )
-    if (
-        calibration["rule"] not in RULES
-        or calibration["n_support"] < 0
-        or not all(is_number(score) for score in calibration["normal_scores"])
-        or not all(isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) for text in calibration["images"])
-        or not all(calibration[k] is None or 0 < calibration[k] < 1 for k in ("target_fpr", "uncertain_fpr"))
-    ):
+    if calibration["volumes"] is not None:
+        calibration["volumes"] = take(
+            calibration["volumes"],
+            f"{where}, volumes,",
+            threshold=(float, int),
+            rule=str,
+            normal_scores=list,
+            abnormal_scores=list,
+            uncertain_from=(float, int, type(None)),
+            target_fpr=(float, type(None)),
+            uncertain_fpr=(float, type(None)),
+            target_sensitivity=(float, type(None)),
+            images=list,
+        )
+    if calibration["n_support"] < 0 or not all(map(_is_usable, filter(None, (calibration, calibration["volumes"])))):
         raise PersistenceError(
             f"{where} has {calibration}; wanted a rule of {list(RULES)}, n_support from 0, numbers in normal_scores, "
             "rates in (0, 1) and hashes in images."
@@ -139,8 +150,28 @@ def read_folder(folder: Path) -> Stored:
     return Stored(config, read_tensors(folder, MODEL), calibration, _provenance(folder))
 
 
-_ADDED: dict[str, Any] = {"target_fpr": None, "uncertain_fpr": None, "images": []}
+_ADDED: dict[str, Any] = {
+    "target_fpr": None,
+    "uncertain_fpr": None,
+    "images": [],
+    "target_sensitivity": None,
+    "abnormal_scores": [],
+    "volumes": None,
+}
 """What the calibration of an older version does not say."""
+
+
+def _is_usable(calibration: dict[str, Any]) -> bool:
+    """Whether the values of a calibration, of images or of volumes, mean something."""
+    shares = [calibration[name] for name in ("target_fpr", "uncertain_fpr", "target_sensitivity")]
+    abnormal = calibration["abnormal_scores"]
+    return (
+        calibration["rule"] in RULES
+        and all(is_number(score) for score in (*calibration["normal_scores"], *abnormal))
+        and all(isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) for text in calibration["images"])
+        and all(share is None or 0 < share < 1 for share in shares)
+        and (calibration["rule"] != "sensitivity" or any(score > calibration["threshold"] for score in abnormal))
+    )
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from oneshot_medad._cli_calibrate import calibrate
+from oneshot_medad._cli_pretrain import pretrain
 from oneshot_medad._cli_study import study
 from oneshot_medad._names import printable
 from oneshot_medad._screen import (
@@ -320,6 +321,7 @@ def download(
 
 app.command()(calibrate)
 app.command()(study)
+app.command()(pretrain)
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ class Backbone:
         """The autoencoder."""
         latents = LatentSpace(read_autoencoder(self.folder), *self._scale("latent")).to(self.device)
         self._check({"probe.latent": probe_latent(latents, self.spec.image_px)})
-        latents.autoencoder.to(self.dtype, memory_format=torch.channels_last)
+        latents.autoencoder.to(self.dtype).to(memory_format=torch.channels_last)
         return latents
 
     @loaded_once
@@ -78,7 +78,8 @@ class Backbone:
             self.device
         )
         self._check(probe_levels(vision, self.spec.image_px))
-        vision.visual.to(self.dtype, memory_format=torch.channels_last)  # twice as fast on a CPU
+        vision.visual.to(self.dtype)
+        vision.visual.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         return vision
 
     @loaded_once

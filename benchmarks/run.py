@@ -33,7 +33,7 @@ from oneshot_medad import Recipe
 from oneshot_medad._runtime import seeded
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
-from oneshot_medad.calibration import synthetic_threshold
+from oneshot_medad.calibration import expected_threshold
 from oneshot_medad.evaluation import aupro, auroc, average_precision, bootstrap_interval, pixel_auroc
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.scoring import fit_scorer
@@ -186,7 +186,7 @@ def score(
     views, state, seconds = encoded_views(paths, drawn, seed)
     start = time.perf_counter()
     fitted = fit_scorer(method, backbone, views, seeded(seed).set_state(state), init)
-    scorer, threshold = fitted.scorer, synthetic_threshold(fitted.normal, fitted.lesion)
+    scorer, threshold = fitted.scorer, expected_threshold(fitted.normal)
     seconds += time.perf_counter() - start
     scored = []
     for chunk in torch.from_numpy(test).split(16):

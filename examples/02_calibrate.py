@@ -16,7 +16,7 @@ sample = load_sample(n_normal=23, n_abnormal=8)
 normals, new = sample.images[:19], sample.images[19:]
 
 detector = AnomalyDetector(random_state=0, progress=True).fit(sample.support)
-print(f"threshold of the fit, between augmented views and synthetic anomalies: {detector.threshold_:.3f}")
+print(f"threshold of the fit, where nine of ten normal images are expected below: {detector.threshold_:.3f}")
 detector.calibrate(normals, target_fpr=0.05, uncertain_fpr=0.2)  # 19 images support 1 / 20 and no finer rate
 print(f"threshold for 5 % of further normal images: {detector.threshold_:.3f}")
 

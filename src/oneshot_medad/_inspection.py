@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _RULES = {
     "none": "there is none",
-    "synthetic": "half-way from augmented views of the normal images to synthetic anomalies; a starting point",
+    "expected": "where nine of ten further normal images are expected below; a starting point",
     "normals": "from {n} normal images given to calibrate",
     "sensitivity": "from labelled images given to calibrate, for a share of the abnormal ones; {n} of them were normal",
     "labels": "from labelled images given to calibrate, {n} of them normal",
@@ -162,8 +162,8 @@ def describe(detector: Any, spec: BackboneSpec) -> str:
         "Intensities": intensities,
         "Fitted on": f"{detector.n_support_} normal image{'s' * (detector.n_support_ != 1)}",
         "Threshold": f"{detector.threshold_:.3f}, " + _RULES[found["rule"]].format(n=found["n_normal"]),
-        "Score": "higher is more abnormal; 0 is the median augmented view of the normal images, 1 the median synthetic "
-        "anomaly, values may lie outside; it is no probability of disease",
+        "Score": "higher is more abnormal; 0 is the median augmented view of the normal images, 1 what nine of ten "
+        "further ones are expected to stay below, values may lie outside; it is no probability of disease",
         "P-values": "none before calibrate has seen normal images" if known is None else finest_rate(len(known)),
     }
     if found["uncertain_from"] is not None:

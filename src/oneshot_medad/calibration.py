@@ -13,8 +13,8 @@ from oneshot_medad.errors import ConfigError
 RULES = {
     "images": "It is the one for single images: no volumes were calibrated on. A volume has many slices, so a normal "
     "one exceeds it more often than a normal image does.",
-    "synthetic": "The threshold lies between augmented views of the normal images and synthetic anomalies made from "
-    "them. It is a starting point, not a promised false-positive rate.",
+    "expected": "The threshold is where nine of ten further normal images are expected to stay below, by experience "
+    "with other collections. It is a starting point, not a promised false-positive rate.",
     "normals": "It was set on further normal images so that on average at most a chosen share of new normal images is "
     "flagged, as far as they come from the same population, scanner and protocol.",
     "sensitivity": "It was set on labelled images so that on average at least a chosen share of further abnormal "
@@ -26,7 +26,7 @@ RULES = {
 """How a threshold can have been found, in words."""
 
 STEEPNESS = 4.0
-"""Of the shown scale, which so spends most of itself on the raw scale's unit: median normal to median anomaly."""
+"""Of the shown scale, which so spends most of itself on the raw scale's unit: median normal view to expected threshold."""
 
 
 def shown(values: np.ndarray, threshold: float) -> np.ndarray:
@@ -100,18 +100,18 @@ def uncalibrated(threshold: float, rule: str, n_support: int, least_similarity: 
     }
 
 
-def synthetic_threshold(normal: torch.Tensor, lesion: torch.Tensor) -> float:
-    """Midway between the highest held-out normal view and the median held-out synthetic anomaly.
+def expected_threshold(normal: torch.Tensor) -> float:
+    """1, or the highest held-out normal view if that scores more.
 
-    Views of one image vary less than patients do, so the highest one is no upper bound for real normals; half the way
-    to the synthetic anomalies is a margin, not a promised false-positive rate.
+    Views of one image vary less than patients do. The scale of a fit is made so that nine of ten further normal images
+    are expected below 1, by experience with other collections: a starting point, not a promised false-positive rate.
 
     Parameters
     ----------
-    normal, lesion
+    normal
         (N,) fused image scores of views that took no part in training.
     """
-    return float((normal.max() + torch.maximum(lesion.median(), normal.max())) / 2)
+    return max(1.0, float(normal.max()))
 
 
 def normal_threshold(normal: np.ndarray, target_fpr: float) -> float:

@@ -61,9 +61,9 @@ class Recipe:
         What enters the score, each with its weight; all are logits or logarithms. ``clip`` reads the vision tower's
         features, ``latent`` the projected latents; ``distance`` is how far features lie from those of the normal
         images, in units of their own spread, with nothing learned (PatchCore, SubspaceAD); ``deviation`` is the size of
-        the deviation that the network sees in the latent itself (DeCo-Diff). How far the
-        images are from the pool that the initial values were trained on changes the weight of ``distance``, from a
-        fifth to the double (`trust_in_distance`).
+        the deviation that the network sees in the latent itself (DeCo-Diff). What the images
+        are, beside the pool that the initial values were trained on, changes the weight of ``distance``, between a
+        third and the fourfold (`trust_in_distance`).
     mirror
         Score each image together with its mirror image and average the maps of the branches that read the vision
         tower, which then runs twice.
@@ -91,7 +91,7 @@ class Recipe:
     weight_detection: float = 1.0
     weight_deviation: float = 1.0
     weight_alignment: float = 0.1
-    branches: Mapping[str, float] = field(default_factory=lambda: {"clip": 1.0, "distance": 8.0})
+    branches: Mapping[str, float] = field(default_factory=lambda: {"clip": 1.0, "distance": 4.0})
     mirror: bool = True
     top_fraction: float = 0.01
     n_steps: int = 10
@@ -200,7 +200,7 @@ RECIPES = {
     "scratch": replace(
         _DEFAULT,
         n_phrases=4,
-        branches={"clip": 1.0, "distance": 8.0},
+        branches={"clip": 1.0, "distance": 4.0},
         mirror=False,
         n_steps=120,
         learning_rate=1e-3,

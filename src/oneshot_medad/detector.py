@@ -19,7 +19,7 @@ from oneshot_medad._runtime import process_count, resolve_device, seeded
 from oneshot_medad.backbones import load_backbone
 from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import BackboneSpec, get_spec
-from oneshot_medad.calibration import synthetic_threshold, uncalibrated
+from oneshot_medad.calibration import expected_threshold, uncalibrated
 from oneshot_medad.config import Recipe
 from oneshot_medad.errors import BlankImageError, ConfigError, ImageError
 from oneshot_medad.images.expand import Sources
@@ -143,7 +143,7 @@ class AnomalyDetector(Measurable):
         views = make_views(backbone, fields, recipe, generator)
         fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
         calibration = uncalibrated(
-            synthetic_threshold(fitted.normal, fitted.lesion), "synthetic", len(support), backbone.least_similarity
+            expected_threshold(fitted.normal), "expected", len(support), backbone.least_similarity
         )
         self._take(spec, device, fitted.scorer, calibration, made, fitted.history, fields[:4])
         return self

@@ -33,8 +33,8 @@ class Predictions:
     Attributes
     ----------
     scores
-        (N,) float64, higher is more abnormal. 0 is the median of the fit's own normal views, 1 the median of its
-        synthetic anomalies; values may lie outside. NaN for an image that could not be read.
+        (N,) float64, higher is more abnormal. 0 is the median of the fit's own normal views, 1 what nine of
+        ten further normal images are expected to stay below; values may lie outside. NaN for an image that could not be read.
     heatmaps
         N arrays (H, W) float32, each on its image's own grid, on the scale of the scores.
     threshold

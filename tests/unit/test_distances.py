@@ -3,7 +3,7 @@ import torch
 
 from oneshot_medad.nn.matching import References, match
 from oneshot_medad.scoring.distances import Subspace, distance_map, distance_score
-from oneshot_medad.scoring.trust import FAR, NEAR, reach, trust_in_distance
+from oneshot_medad.scoring.trust import KNOWN, NEW, reach, trust_in_distance
 
 
 def normal_like(count, seed=0, channels=8, side=6):
@@ -53,9 +53,10 @@ def test_the_score_is_half_of_the_highest_places_and_half_of_all():
 
 
 def test_trust_in_distance_falls_towards_the_pool():
-    found = [trust_in_distance(s) for s in (0.0, FAR, (FAR + NEAR) / 2, NEAR, 1.0)]
-    assert found[0] == found[1]
-    assert found[1] > found[2] > found[3] == found[4] > 0
+    found = [trust_in_distance(s, s - 1) for s in (0.0, NEW, (NEW + KNOWN) / 2, KNOWN, 1.0)]
+    assert found[0] == pytest.approx(1)
+    assert found[1] > found[2] > found[3] == pytest.approx(found[4])
+    assert trust_in_distance(0.4, 0.8) > 2 * trust_in_distance(0.4, 0.2)  # goods
 
 
 def test_reach_is_the_similarity_to_the_closest_of_the_pool():

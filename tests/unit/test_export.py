@@ -85,7 +85,7 @@ def test_a_detectors_hash_follows_what_its_scores_depend_on(fitted, sample, smal
     made = fitted.predict(sample.images[:1]).provenance
     assert made["detector_sha256"] == fitted.fingerprint_
     assert len(fitted.fingerprint_) == 64
-    assert (made["backbone"], made["n_support"], made["threshold_rule"]) == ("tiny", 1, "synthetic")
+    assert (made["backbone"], made["n_support"], made["threshold_rule"]) == ("tiny", 1, "expected")
     again = AnomalyDetector.from_pretrained(fitted.save_pretrained(tmp_path / "a"))
     assert again.fingerprint_ == fitted.fingerprint_
     assert again.set_threshold(0.1).fingerprint_ == fitted.fingerprint_

@@ -112,9 +112,11 @@ def test_a_broken_run_goes_on_and_its_result_fits(data, tmp_path, sample, small,
         "labelled", "masked", "normal_only"
     ]  # fmt: skip
     (tmp_path / "a" / "episodes" / "00001.safetensors").unlink()
+    (tmp_path / "a" / "head.safetensors").unlink()
     again = pretrain(data, tmp_path / "a", n_episodes=4, recipe=recipe, device="cpu", progress=said.append)
     assert all(torch.equal(first[k], v) for k, v in load_file(again / "heads.safetensors").items())
-    gists = load_file(made / "statistics.safetensors")["pool_gists"]
-    assert len(gists) == sum(len(c.fields) for c in pool_of(data).collections.values())
+    gists = load_file(made / "statistics.safetensors")
+    assert len(gists["gists.patients"]) == sum(len(c.fields) for c in pool_of(data).collections.values())
+    assert "gists.goods" not in gists  # these rules say nothing of goods, and the package's own are not kept
     detector = AnomalyDetector(backbone=made, recipe=small, random_state=0).fit(sample.support)
     assert np.isfinite(detector.predict(sample.images[:2]).scores).all()

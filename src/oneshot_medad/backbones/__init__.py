@@ -47,10 +47,9 @@ class Backbone:
         found = self._statistics.get("least_similarity")
         return None if found is None else float(found)
 
-    @property
-    def pool_gists(self) -> torch.Tensor | None:
-        """(N, G) `VisionTower.with_gist` of images that the initial values were trained on; None if there are none."""
-        return self._statistics.get("pool_gists")
+    def pool_gists(self, kind: str) -> torch.Tensor | None:
+        """(N, G) `VisionTower.with_gist` of ``patients`` or ``goods`` that initial values were trained on, if any."""
+        return self._statistics.get(f"gists.{kind}")
 
     @property
     def embed_dim(self) -> int:

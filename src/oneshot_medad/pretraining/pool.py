@@ -51,9 +51,8 @@ class Rules:
         not count.
     share
         Factor on how often collections whose name begins so are drawn; without it the square root of their size.
-    unlike_a_patient
-        Beginnings of the names of collections, of goods and plants, whose images tell a fit nothing of how far it is
-        from what the heads know.
+    goods
+        Beginnings of the names of collections that show no patients: goods, plants, photographs of anything.
     """
 
     skip: tuple[str, ...] = ()
@@ -61,7 +60,7 @@ class Rules:
     windows: tuple[str, ...] = ()
     pair_by: Mapping[str, str] = field(default_factory=dict)
     share: Mapping[str, float] = field(default_factory=dict)
-    unlike_a_patient: tuple[str, ...] = ()
+    goods: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Rules:

@@ -76,14 +76,33 @@ def pretrain(
     pool = Pool(read_manifest(data), rules or Rules(), frozen.spec.image_px, _embedder(frozen))
     progress(f"{len(pool.collections)} collections, {sum(len(c.fields) for c in pool.collections.values())} images")
     encode(Episodes(pool, seed, labels), frozen.vision, n_episodes, out / "episodes", progress)
-    episodes = Encoded(out / "episodes")
-    head, means = train(new_head(frozen, episodes, recipe.seed), frozen.text, episodes, recipe, progress)
+    head, means = _trained(frozen, out, recipe, progress)
     made = out / "backbone"
     shutil.copytree(frozen.folder, made, dirs_exist_ok=True)
-    record = {"episodes": len(episodes), "seed": seed, "labels": labels, **asdict(recipe), "losses": means}
-    gists = pool_gists(frozen, pool, (rules or Rules()).unlike_a_patient)
+    record = {"episodes": n_episodes, "seed": seed, "labels": labels, **asdict(recipe), "losses": means}
+    gists = pool_gists(frozen, pool, (rules or Rules()).goods)
     write(frozen, head, gists, made, {**record, "collections": list(pool.collections)})
     return made
+
+
+def _trained(
+    backbone: Backbone, out: Path, recipe: HeadRecipe, progress: Callable[[str], None]
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Values of the trained head and its last losses; those in ``out`` if they were trained by the same recipe."""
+    from safetensors.torch import save_file
+
+    path = out / "head.safetensors"
+    said = path.with_suffix(".json")
+    if path.exists() and (known := json.loads(said.read_text()))["recipe"] == asdict(recipe):
+        return load_tensors(path), known["losses"]
+    episodes = Encoded(out / "episodes")
+    head, means = train(new_head(backbone, episodes, recipe.seed), backbone.text, episodes, recipe, progress)
+    values = {f"adapters.clip.{k}": v for k, v in head.adapters.state_dict().items()}
+    values |= {"prompts.context": head.prompts.context, "log_scale": head.log_scale}
+    values = {k: v.detach().cpu().half().contiguous() for k, v in values.items()}
+    save_file(values, path)
+    said.write_text(json.dumps({"recipe": asdict(recipe), "losses": means}, indent=2) + "\n")
+    return values, means
 
 
 def new_head(backbone: Backbone, episodes: Encoded, seed: int) -> Head:
@@ -95,29 +114,35 @@ def new_head(backbone: Backbone, episodes: Encoded, seed: int) -> Head:
     return Head(ContextAdapters(channels, backbone.embed_dim), Prompts(tokens, embedded), 20.0).to(backbone.device)
 
 
-def pool_gists(backbone: Backbone, pool: Pool, without: tuple[str, ...] = ()) -> torch.Tensor:
-    """(N, G) what kind of image some of each collection are."""
-    rng, found = np.random.default_rng(0), []
+def pool_gists(backbone: Backbone, pool: Pool, goods: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """(N, G) what kind of image some of each collection are, of patients and of goods."""
+    rng = np.random.default_rng(0)
+    found: dict[str, list[torch.Tensor]] = {"patients": [], "goods": []}
     for name, collection in pool.collections.items():
-        if name.startswith(without):
-            continue
         chosen = rng.permutation(len(collection.fields))[:N_GISTS]
         images = collection.fields[torch.from_numpy(chosen)][:, :3].float() / 255
-        found += [backbone.vision.with_gist(chunk.to(backbone.device))[1].cpu() for chunk in images.split(8)]
-    return torch.cat(found)
+        gists = [backbone.vision.with_gist(chunk.to(backbone.device))[1].cpu() for chunk in images.split(8)]
+        found["goods" if name.startswith(goods) else "patients"] += gists
+    return {kind: torch.cat(gists) for kind, gists in found.items() if gists}
 
 
-def write(backbone: Backbone, head: Head, gists: torch.Tensor, folder: Path, record: dict[str, Any]) -> None:
+def write(
+    backbone: Backbone,
+    head: dict[str, torch.Tensor],
+    gists: dict[str, torch.Tensor],
+    folder: Path,
+    record: dict[str, Any],
+) -> None:
     """Put what was trained among the initial values in ``folder``, and the gists among its statistics."""
     from safetensors.torch import save_file
 
-    parts = {k: v for k, v in backbone.initial.items() if k.startswith(("unet.", "projection."))}
-    parts |= {f"adapters.clip.{k}": v for k, v in head.adapters.state_dict().items()}
-    parts |= {"prompts.context": head.prompts.context, "log_scale": head.log_scale}
-    save_file({k: v.detach().cpu().half().contiguous() for k, v in parts.items()}, folder / HEADS)
+    kept = {k: v.half() for k, v in backbone.initial.items() if k.startswith(("unet.", "projection."))}
+    save_file({**kept, **head}, folder / HEADS)
     (folder / HEADS).with_suffix(".json").write_text(json.dumps({"record": record}, indent=2) + "\n")
-    statistics = load_tensors(folder / STATISTICS)
-    save_file({**statistics, "pool_gists": gists.half().contiguous()}, folder / STATISTICS)
+    statistics = {k: v for k, v in load_tensors(folder / STATISTICS).items() if not k.startswith("gists.")}
+    save_file(
+        {**statistics, **{f"gists.{kind}": v.half().contiguous() for kind, v in gists.items()}}, folder / STATISTICS
+    )
 
 
 def _embedder(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -47,7 +47,10 @@ def fit_scorer(
         scorer = assemble(model, text, views, device).to(device).eval()
     trust = {}
     if init == "pretrained" and views.reference.gists is not None:
-        trust["distance"] = trust_in_distance(reach(views.reference.gists[: views.n_images], backbone.pool_gists))
+        seen = views.reference.gists[: views.n_images]
+        trust["distance"] = trust_in_distance(
+            *(reach(seen, backbone.pool_gists(kind)) for kind in ("patients", "goods"))
+        )
     return Fitted(scorer, history, *scorer.calibrate(views, device, trust))
 
 

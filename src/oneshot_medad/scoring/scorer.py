@@ -21,6 +21,10 @@ from oneshot_medad.training.joint import JointModel, Shapes
 EXACT = ("offsets", "weights", "spread", "latent_spread", "subspace.")
 """Beginnings of the names of what is stored in full precision."""
 
+HEADROOM = {"clip": (2.0, 1.5), "latent": (2.0, 1.5), "distance": (1.0, 0.4), "deviation": (1.0, 1.0)}
+"""How far nine of ten further normal images lie above views of the fit's own, in each branch's unit: with one normal
+image, and with very many. Typical of head CT, chest radiographs, lung ultrasound and industrial collections."""
+
 Found = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Of each branch a (B, h, w) map and (B,) scores in one unit: logits, or logarithms of distances."""
 
@@ -205,7 +209,8 @@ class Scorer(nn.Module):
         """Fix offsets and weights on the held-out views; return their fused (normal, lesion) image scores.
 
         A branch counts with the recipe's weight, times ``trust``, times the square of how well it separates the two,
-        2·AUROC − 1. The whole is shifted and scaled so that the median normal view scores 0 and the median lesion 1.
+        2·AUROC − 1. The whole is shifted and scaled so that the median normal view scores 0, and 1 is what nine of ten
+        further normal images are expected to stay below (`HEADROOM`).
         """
         normal = self.branches(*_inputs(views.held_normal, device))
         lesion = self.branches(*_inputs(views.held_lesion, device))
@@ -218,12 +223,13 @@ class Scorer(nn.Module):
             weights.append(weight * (trust or {}).get(branch, 1.0) * parted)
         if sum(weights) < 1e-6:
             weights = list(self.recipe.branches.values())
-        self.weights.copy_(torch.tensor(weights))
-        low, high = (self.fuse(found)[0].cpu() for found in (normal, lesion))
-        gap = max(float(high.median() - low.median()), 0.25 * float(low.std()), 1e-6)
-        self.offsets += low.median().to(device) / self.weights.sum()
-        self.weights /= gap
+        share = [alone / views.n_images + several * (1 - 1 / views.n_images) for alone, several in self._headroom()]
+        self.weights.copy_(torch.tensor(weights) / sum(w * h for w, h in zip(weights, share, strict=True)))
+        self.offsets += self.fuse(normal)[0].median() / self.weights.sum()
         return self.fuse(normal)[0], self.fuse(lesion)[0]
+
+    def _headroom(self) -> list[tuple[float, float]]:
+        return [HEADROOM[branch] for branch in self.recipe.branches]
 
     def fuse(self, found: Found) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) scores and (B, h, w) heatmaps: weighted sums over the branches.

@@ -1,7 +1,8 @@
-"""How much plain distances count beside what was learned from a pool: it depends on how far from the pool an image is.
+"""How much plain distances count beside what was learned from a pool: it depends on what the normal images are.
 
-A head knows the lesions of the collections it was trained on and of their kin. On collections that were left out of its
-training the best weight of the distances was the higher, the less their images looked like those left in.
+A head knows the lesions of the collections it was trained on and of their kin. On collections of patients that were left
+out of its training, distances deserve twice to three times the weight that they deserve on those left in; on goods,
+whose defects differ more from each other than diseases do, four times that.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import math
 
 import torch
 
-NEAR, FAR = 0.8, 0.5
-"""Similarity to the pool from which an image counts as one of it, and below which it counts as unlike all of it."""
-LEAST, MOST = 0.2, 2.0
-"""Factors on the weight of the distances there."""
+KNOWN, NEW = 0.85, 0.7
+"""Similarity to the pool's patients from which a collection counts as one of theirs, and below which as a new one."""
+LEAST, MOST = 0.375, 4.0
+"""Factors on the weight of the distances for known patients and for goods; for new patients it is 1."""
+WIDTH = 0.05
+"""Difference of two similarities that tells patients from goods."""
 CLOSEST = 5
 """Number of the pool's images whose similarity is averaged."""
 
@@ -25,13 +28,14 @@ def reach(gists: torch.Tensor, pool: torch.Tensor | None) -> float:
     return float((gists @ pool.to(gists).T).topk(min(CLOSEST, len(pool)), dim=1).values.mean())
 
 
-def trust_in_distance(similarity: float) -> float:
-    """Factor on the weight of the distances: `MOST` far from the pool, `LEAST` near it, geometric in between.
+def trust_in_distance(patients: float, goods: float = 0.0) -> float:
+    """Factor on the weight of the distances from the similarities to the pool's patients and to its goods.
 
     Examples
     --------
-    >>> [round(trust_in_distance(s), 2) for s in (0.4, 0.65, 0.9)]
-    [2.0, 0.63, 0.2]
+    >>> [round(trust_in_distance(*s), 2) for s in ((0.9, 0.4), (0.775, 0.4), (0.6, 0.4), (0.4, 0.8))]
+    [0.38, 0.61, 1.03, 4.0]
     """
-    within = min(1.0, max(0.0, (similarity - FAR) / (NEAR - FAR)))
-    return math.exp((1 - within) * math.log(MOST) + within * math.log(LEAST))
+    known = min(1.0, max(0.0, (patients - NEW) / (KNOWN - NEW)))
+    good = 1 / (1 + math.exp((patients - goods) / WIDTH))
+    return math.exp((1 - good) * known * math.log(LEAST) + good * math.log(MOST))

@@ -48,9 +48,8 @@ def fit_scorer(
     trust = {}
     if init == "pretrained" and views.reference.gists is not None:
         seen = views.reference.gists[: views.n_images]
-        trust["distance"] = trust_in_distance(
-            *(reach(seen, backbone.pool_gists(kind)) for kind in ("patients", "goods"))
-        )
+        patients, goods = (reach(seen, backbone.pool_gists(kind)) for kind in ("patients", "goods"))
+        trust["distance"] = trust_in_distance(patients, goods)
     return Fitted(scorer, history, *scorer.calibrate(views, device, trust))
 
 

@@ -1,8 +1,8 @@
 """How much plain distances count beside what was learned from a pool: it depends on what the normal images are.
 
-A head knows the lesions of the collections it was trained on and of their kin. On collections of patients that were left
-out of its training, distances deserve twice to three times the weight that they deserve on those left in; on goods,
-whose defects differ more from each other than diseases do, four times that.
+A head knows the lesions of the collections it was trained on and of their kin. On collections of patients that were
+left out of its training, distances deserve twice to three times the weight that they deserve on those left in; on
+goods, whose defects differ more from each other than diseases do, four times that.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ RULES = {
 """How a threshold can have been found, in words."""
 
 STEEPNESS = 4.0
-"""Of the shown scale, which so spends most of itself on the raw scale's unit: median normal view to expected threshold."""
+"""Of the shown scale, which so spends most of itself on the raw scale's unit: median normal view to threshold."""
 
 
 def shown(values: np.ndarray, threshold: float) -> np.ndarray:

@@ -34,7 +34,8 @@ class Predictions:
     ----------
     scores
         (N,) float64, higher is more abnormal. 0 is the median of the fit's own normal views, 1 what nine of
-        ten further normal images are expected to stay below; values may lie outside. NaN for an image that could not be read.
+        ten further normal images are expected to stay below; values may lie outside. NaN for an image that could not be
+        read.
     heatmaps
         N arrays (H, W) float32, each on its image's own grid, on the scale of the scores.
     threshold

@@ -6,7 +6,7 @@ Importing the package loads nothing heavy; torch and the backbones come with the
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "AnomalyDetector": "detector",

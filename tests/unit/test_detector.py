@@ -243,7 +243,7 @@ def test_describe_says_what_a_detector_does(fitted, sample):
     assert "backbone 'tiny', recipe 'custom'" in text
     assert "256 x 256 pixels" in text
     assert "1 normal image." in text
-    assert f"{detector.threshold_:.3f}, half-way" in text
+    assert f"{detector.threshold_:.3f}, where nine of ten" in text
     assert "no probability" in text
     assert "from 4 normal images" in detector.calibrate(sample.images[:4], target_fpr=0.5).describe()
     detector.intensity_range = (-160, 240)

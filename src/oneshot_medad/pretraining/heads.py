@@ -85,9 +85,9 @@ def train(
         terms = losses(head.adapters, Judged(*(torch.cat(part) for part in zip(*judged, strict=True))), episodes, rows)
         optimiser.zero_grad()
         sum(terms.values()).backward()  # type: ignore[union-attr]
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimiser.step()
-        averaged.update_parameters(head)
+        if torch.isfinite(nn.utils.clip_grad_norm_(head.parameters(), 1.0)):  # one bad episode must not end it all
+            optimiser.step()
+            averaged.update_parameters(head)
         history.append({name: float(value.detach()) for name, value in terms.items()})
         if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
             means = {k: round(float(np.mean([h[k] for h in history[-100:]])), 4) for k in history[-1]}

@@ -17,7 +17,7 @@ from oneshot_medad._safetensors import load_tensors
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.backbones.resolve import resolve
-from oneshot_medad.backbones.specs import STATISTICS, get_spec
+from oneshot_medad.backbones.specs import SPEC, STATISTICS, get_spec
 from oneshot_medad.nn.adapters import ContextAdapters
 from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES, Prompts
 from oneshot_medad.pretraining.episodes import Episodes
@@ -139,6 +139,8 @@ def write(
     kept = {k: v.half() for k, v in backbone.initial.items() if k.startswith(("unet.", "projection."))}
     save_file({**kept, **head}, folder / HEADS)
     (folder / HEADS).with_suffix(".json").write_text(json.dumps({"record": record}, indent=2) + "\n")
+    described = {"spec": backbone.spec.to_dict(), "sources": backbone.spec.sources}
+    (folder / SPEC).write_text(json.dumps(described, indent=2) + "\n")
     statistics = {k: v for k, v in load_tensors(folder / STATISTICS).items() if not k.startswith("gists.")}
     save_file(
         {**statistics, **{f"gists.{kind}": v.half().contiguous() for kind, v in gists.items()}}, folder / STATISTICS

@@ -183,7 +183,7 @@ def score(
             scores, maps = anomalib_patchcore(backbone, fields, features)
         return Found(scores, maps, time.perf_counter() - start, {})
     paths, drawn = tuple(collection.items[i].path for i in support), tuple(getattr(method, n) for n in DRAWN)
-    views, state, seconds = encoded_views(paths, drawn, seed)
+    views, state, seconds = encoded_views(paths, drawn, seed, collection.encoded.z.shape[1] > 0)
     start = time.perf_counter()
     fitted = fit_scorer(method, backbone, views, seeded(seed).set_state(state), init)
     scorer, threshold = fitted.scorer, expected_threshold(fitted.normal)
@@ -197,10 +197,10 @@ def score(
 
 
 @lru_cache(maxsize=10)
-def encoded_views(paths: tuple[Path, ...], drawn: tuple, seed: int) -> tuple[Views, torch.Tensor, float]:
+def encoded_views(paths: tuple[Path, ...], drawn: tuple, seed: int, latents: bool) -> tuple[Views, torch.Tensor, float]:
     """The views of a fit with this seed, the generator's state behind them, and how long they took."""
     start, backbone = time.perf_counter(), _tiny()
-    reading = {"clip": 1.0, "latent": 1.0, "distance": 1.0}  # so that any recipe finds what it reads
+    reading = {"clip": 1.0, "distance": 1.0} | ({"latent": 1.0} if latents else {})  # what any recipe may read
     recipe = replace(DEFAULT, branches=reading, **dict(zip(DRAWN, drawn, strict=True)))
     generator = seeded(seed)
     fields = torch.stack([to_field(load(path).float() / 255, backbone.spec.image_px) for path in paths])

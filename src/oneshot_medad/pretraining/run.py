@@ -79,7 +79,7 @@ def pretrain(
     head, means = _trained(frozen, out, recipe, progress)
     made = out / "backbone"
     shutil.copytree(frozen.folder, made, dirs_exist_ok=True)
-    record = {"episodes": n_episodes, "seed": seed, "labels": labels, **asdict(recipe), "losses": means}
+    record = {"episodes": n_episodes, "episodes_seed": seed, "labels": labels, **asdict(recipe), "losses": means}
     gists = pool_gists(frozen, pool, (rules or Rules()).goods)
     write(frozen, head, gists, made, {**record, "collections": list(pool.collections)})
     return made

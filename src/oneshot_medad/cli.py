@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
+from oneshot_medad._cli_archive import archive, manifest
 from oneshot_medad._names import printable
+from oneshot_medad._screen import beside as _beside
+from oneshot_medad._screen import not_read as _not_read
+from oneshot_medad._screen import summary as _summary
+from oneshot_medad._screen import tell as _tell
 
 app = typer.Typer(
     help="One-shot medical anomaly detection. Research use only, not a medical device.",
@@ -26,12 +30,6 @@ app = typer.Typer(
 
 CHUNK = 32
 """Images that `predict` holds in memory at a time; a volume is held as a whole."""
-
-INCOMPLETE = 3
-"""Exit code when all is done but some images could not be read; 2 is typer's, for a command it does not understand."""
-
-REASONS = 3
-"""Images that could not be read which are named on the screen; the table has them all."""
 
 Images = Annotated[
     list[str], typer.Argument(help="Image files, volumes, folders, zip archives or glob patterns.", show_default=False)
@@ -57,32 +55,10 @@ class Format(str, Enum):
     dicom = "dicom"
 
 
-def _tell(text: str, values: dict[str, Any], as_json: bool) -> None:
-    lines = [json.dumps(values)] if as_json else map(printable, text.splitlines())
-    typer.echo("\n".join(lines))
-
-
 def _load(detector: str, backbone: str | None, progress: bool = False) -> Any:
     from oneshot_medad import AnomalyDetector
 
     return AnomalyDetector.from_pretrained(detector, backbone=backbone, progress=progress)
-
-
-def _not_read(reasons: dict[str, str], where: Path) -> None:
-    """Say what could not be read, and end with `INCOMPLETE`, if anything could not."""
-    for name, reason in list(reasons.items())[:REASONS]:
-        typer.secho(f"not read: {name}: {reason}", fg="red", err=True)
-    if len(reasons) > REASONS:
-        typer.secho(printable(f"and {len(reasons) - REASONS} more, in {where}"), fg="red", err=True)
-    if reasons:
-        raise typer.Exit(INCOMPLETE)
-
-
-def _summary(counts: dict[str, Any], where: Path) -> str:
-    words = {"uncertain": "uncertain", "cannot_judge": "not for this detector to judge", "blank": "blank"}
-    some = "".join(f"{counts[name]} {word}, " for name, word in words.items() if counts[name])
-    read = f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable"
-    return f"{read}{_beside(counts['left_out'])}: {printable(str(where))}"
 
 
 def _labelled(normal: list[str], abnormal: list[str] | None, recursive: bool) -> tuple[Any, list[int]]:
@@ -91,13 +67,6 @@ def _labelled(normal: list[str], abnormal: list[str] | None, recursive: bool) ->
 
     groups = [expand(some, recursive=recursive) for some in (normal, abnormal) if some]
     return expand(groups), [label for label, group in enumerate(groups) for _ in group]
-
-
-def _beside(left_out: dict[str, int]) -> str:
-    """What was passed over, to be put behind a count; nothing if nothing was."""
-    from oneshot_medad.images.folders import said
-
-    return f", {printable(said(left_out))}" if left_out else ""
 
 
 def _version(wanted: bool) -> None:
@@ -181,7 +150,7 @@ def predict(
                 bar.update(count)
         counts, reasons = _counts(run.rows())
     _tell(_summary(counts | left_out, run.table), {**counts, **left_out, "table": str(run.table)}, as_json)
-    _not_read(reasons, run.table)
+    _not_read(reasons, len(reasons), run.table)
 
 
 @contextmanager
@@ -233,7 +202,7 @@ def report(
     counts, reasons = _counts(predictions.to_rows())
     values = {**counts, "left_out": predictions.left_out}
     _tell(_summary(values, out), {**values, "report": str(predictions.to_html(out, title))}, as_json)
-    _not_read(reasons, out)
+    _not_read(reasons, len(reasons), out)
 
 
 @app.command()
@@ -383,6 +352,10 @@ def download(
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     text = f"{backbone} is in {folder} ({size:.0f} MB). Use it with AnomalyDetector(backbone={str(folder)!r})."
     _tell(text, {"backbone": backbone, "folder": str(folder)}, as_json)
+
+
+app.command()(manifest)
+app.command()(archive)
 
 
 def main() -> None:

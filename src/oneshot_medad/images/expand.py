@@ -224,7 +224,7 @@ def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
         files = [file for match in matches for file in _matched(match, path.name == "**", search)]
         yield from _whole(list(dict.fromkeys(files)), search, f"Got pattern {text!r}, which matches no image file")
     else:
-        yield from _parts(path)
+        yield from parts(path)
 
 
 def _holds_files(path: Path) -> bool:
@@ -252,7 +252,7 @@ def _whole(files: list[File], search: Search, nothing: str) -> Iterator[File | S
     """The parts of all files; an error that begins with ``nothing`` if there are none."""
     count = 0
     for file in files:
-        for part in _parts(file, search):
+        for part in parts(file, search):
             count += 1
             yield part
     if not count:
@@ -261,8 +261,8 @@ def _whole(files: list[File], search: Search, nothing: str) -> Iterator[File | S
         raise ImageFileError(f"{nothing}; wanted {READ}.{beside}{way}")
 
 
-def _parts(file: File, search: Search | None = None) -> Iterator[File | Slice]:
-    """The slices of a file, or the file itself; what is no picture is counted where ``search`` found it."""
+def parts(file: File, search: Search | None = None) -> Iterator[File | Slice]:
+    """A file's slices, or the file itself; what is no picture is counted where ``search`` found it."""
     if str(file).lower().endswith(SINGLE):
         yield file
         return

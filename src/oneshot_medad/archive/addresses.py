@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from oneshot_medad.archive import dicomweb
-from oneshot_medad.errors import ImageFileError, OneShotError
+from oneshot_medad.errors import ConfigError, ImageFileError, OneShotError
 from oneshot_medad.images.files import File, Member, Slice
 from oneshot_medad.images.folders import pixels_of
 
@@ -93,6 +94,30 @@ def is_remote(uri: str) -> bool:
     (True, False, False)
     """
     return bool(_SCHEME.match(uri)) and not uri.startswith(_FILE)
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """File system of a remote address, as pyarrow has it, and the path there, which may hold any character.
+
+    Raises
+    ------
+    ConfigError
+        A kind of address, or a bucket, that pyarrow cannot use.
+    """
+    root, _, path = re.fullmatch(r"(\w[\w+.-]*://[^/]*)(/*)(.*)", uri, re.DOTALL).groups()  # type: ignore[union-attr]
+    system, base = _root(f"{root}/")
+    return system, f"{base.rstrip('/')}/{path}".removesuffix("/")
+
+
+@lru_cache(maxsize=16)  # a bucket is looked up in the network
+def _root(root: str) -> tuple[Any, str]:
+    from pyarrow import fs
+
+    try:
+        system, path = fs.FileSystem.from_uri(root)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"Got {root!r}, which cannot be used ({error}); wanted a path, or s3://bucket.") from error
+    return system, str(path)
 
 
 @contextmanager
@@ -180,5 +205,5 @@ def _patiently(do: Callable[[str, Path], Any], uri: str, target: Path) -> None:
 def _copy(uri: str, target: Path) -> None:
     from pyarrow import fs
 
-    source, path = fs.FileSystem.from_uri(uri)
+    source, path = file_system(uri)
     fs.copy_files(path, str(target), source, fs.LocalFileSystem(), use_threads=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_medad.archive import dicomweb
-from oneshot_medad.archive.addresses import at_hand, id_of, is_remote, place_of, uri_of
+from oneshot_medad.archive.addresses import at_hand, file_system, id_of, is_remote, place_of, uri_of
 from oneshot_medad.errors import ConfigError, ExtraError, ImageFileError
 from oneshot_medad.images.expand import SINGLE, expand, parts
 from oneshot_medad.images.files import Slice
@@ -158,18 +158,21 @@ def _without(path: Path, again: set[int]) -> Iterator[str]:
 
 
 def _listed(text: str, recursive: bool, single: bool, left_out: Counter[str]) -> Iterator[str]:
-    if text.startswith("file://"):
-        text = str(place_of(text))
     if text.startswith(("http://", "https://")):
         yield from dicomweb.instances(text, left_out)
-    elif is_remote(text):
+        return
+    if is_remote(text):
         yield from _remote(text.rstrip("/"), recursive, single, left_out)
-    elif Path(text).is_dir():
+        return
+    text = str(place_of(text)) if text.startswith("file://") else text
+    if Path(text).is_dir():
         yield from map(uri_of, _below(Path(text), recursive, single, left_out))
-    else:
-        found = expand(text, recursive=recursive)
-        left_out.update(found.left_out)
-        yield from map(uri_of, found)
+        return
+    found = expand(text, recursive=recursive)
+    if isinstance(found[0], Path) and not found[0].exists():
+        raise ImageFileError(f"Got no file or folder {text!r}; wanted images.")
+    left_out.update(found.left_out)
+    yield from map(uri_of, found)
 
 
 def _below(root: Path, recursive: bool, single: bool, left_out: Counter[str]) -> Iterator[Any]:
@@ -200,13 +203,8 @@ def _remote(uri: str, recursive: bool, single: bool, left_out: Counter[str]) -> 
     """Addresses of the images in a remote folder, or of one file."""
     from pyarrow import fs
 
-    try:
-        source, path = fs.FileSystem.from_uri(uri)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"Got {uri!r}, which cannot be listed ({error}); wanted a folder, or s3://….") from error
-    if not uri.endswith(path):
-        raise ConfigError(f"Got {uri!r}; wanted an address without options. Set them in the environment.")
-    start = uri[: -len(path)]
+    source, path = file_system(uri)
+    start = uri.removesuffix(path)  # scheme and, for some, a host
     info = source.get_file_info(path)
     found = [info] if info.is_file else source.get_file_info(fs.FileSelector(path, recursive=recursive))
     names = []

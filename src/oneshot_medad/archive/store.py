@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oneshot_medad._listing import alone_in
-from oneshot_medad.archive.addresses import is_remote
+from oneshot_medad.archive.addresses import file_system, is_remote
 from oneshot_medad.archive.manifests import ID, URI, repeated
 from oneshot_medad.errors import ConfigError, ImageFileError
 from oneshot_medad.images.read import BLANK
@@ -31,11 +31,7 @@ def resolved(place: str | Path) -> tuple[Any, str]:
 
     text = str(place)
     if is_remote(text):
-        try:
-            system, path = fs.FileSystem.from_uri(text)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"Got {text!r}, which cannot be used ({error}); wanted a folder, or s3://….") from error
-        return system, str(path)
+        return file_system(text.rstrip("/"))
     return fs.LocalFileSystem(), str(Path(text.removeprefix("file://")).absolute())
 
 

@@ -58,15 +58,19 @@ def archive(
     from oneshot_medad.archive.store import SCORES, Store
 
     found = AnomalyDetector.from_pretrained(detector, backbone=backbone)
-    counts = score(
-        found,
-        manifest,
-        out,
-        heatmaps=heatmaps,
-        workers=workers,
-        rows_per_file=rows_per_file,
-        progress=not as_json,
-    )
+    try:
+        counts = score(
+            found,
+            manifest,
+            out,
+            heatmaps=heatmaps,
+            workers=workers,
+            rows_per_file=rows_per_file,
+            progress=not as_json,
+        )
+    except KeyboardInterrupt:
+        typer.echo("Broken off. The same command goes on from there.", err=True)
+        raise
     store = Store(out)
     tell(summary(counts, store.of(SCORES)), {**counts, "scores": store.of(SCORES)}, as_json)
     not_read(store.failures(REASONS), counts["failed"], store.of(SCORES))

@@ -22,8 +22,8 @@ BATCH = 32
 """Images that a worker holds in memory."""
 ROWS, ROWS_WITH_HEATMAPS = 4096, 512
 """Rows of a result file, and with it of a step of the checkpoint."""
-DECODING, JUDGING = 0.25, 0.75
-"""Shares of a core without GPUs: reading an image takes a small part of the time that the networks take."""
+LIGHT = 0.25
+"""Share of a core that reading the manifest and writing results take."""
 LEAST = 4
 """Cores that Ray must count: its own operators (listing, filtering, dividing) hold up to two beside the workers."""
 
@@ -95,12 +95,13 @@ def score(
     check_manifest(manifest)
     store = Store(out)
     rows = rows_per_file or (ROWS_WITH_HEATMAPS if heatmaps else ROWS)
-    with _ray() as (ray, cores), store.taken_by(detector, heatmaps), _context(ray, store, progress) as context:
+    with _ray() as (ray, cores), store.taken_by(detector, heatmaps), _settings(ray, store, progress):
         try:
-            with ray.data.DataContext.current(context):
-                _run(ray, detector, manifest, store, heatmaps, rows, workers, cores)
+            _run(ray, detector, manifest, store, heatmaps, rows, workers, cores)
         except Exception as error:
-            raise _ours(error) from error
+            if (ours := _ours(error)) is None:
+                raise
+            raise ours from error
     store.check(manifest)
     return store.counts()
 
@@ -116,19 +117,22 @@ def _run(
     cores: int,
 ) -> None:
     system, path = resolved(manifest)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    detector = detector._as_it_is()
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if detector.device != "cpu" else 0
+    if gpus:
+        detector.device = "auto"  # each process sees one, whose number is 0
     pool = ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or gpus or cores)
     # the checkpoint filters what is read by its id, and records the ids of what is written: none may be lost between
     (
-        ray.data.read_parquet(path, filesystem=system, partitioning=None, num_cpus=DECODING)
+        ray.data.read_parquet(path, filesystem=system, partitioning=None, num_cpus=LIGHT)
         .select_columns([ID, URI])
         .repartition(target_num_rows_per_block=TASK)
         .map_batches(
             decode,
             batch_size=BATCH,
             batch_format="pyarrow",
-            fn_kwargs={"window": detector.intensity_range, "side": detector._backbone.spec.image_px},
-            num_cpus=1 if gpus else DECODING,
+            fn_kwargs={"window": detector.intensity_range, "side": detector._spec.image_px},
+            num_cpus=1,
         )
         .map_batches(
             Judge,
@@ -136,9 +140,9 @@ def _run(
             batch_format="pyarrow",
             compute=pool,
             fn_constructor_kwargs={"detector": detector, "heatmaps": heatmaps},
-            **({"num_gpus": 1} if gpus else {"num_cpus": JUDGING}),
+            **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
         )
-        .write_parquet(store.of(SCORES), min_rows_per_file=rows, ray_remote_args={"num_cpus": DECODING})
+        .write_parquet(store.of(SCORES), min_rows_per_file=rows, ray_remote_args={"num_cpus": LIGHT})
     )
 
 
@@ -150,14 +154,14 @@ def _ray() -> Iterator[tuple[Any, int]]:
         import ray.data
     except ImportError as error:
         raise ExtraError(f"Archives need Ray ({error}): pip install 'oneshot-medad[ray]'") from error
-    cores, ours = 0, not ray.is_initialized()
+    cores, ours, quietly = 0, not ray.is_initialized(), {"log_to_driver": False, "logging_level": logging.ERROR}
     if ours:
         try:
-            ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
+            ray.init("auto", **quietly)
         except ConnectionError:  # none runs here
             cores = cpu_count()
             with _environment("RAY_USAGE_STATS_ENABLED", "0"):
-                ray.init("local", num_cpus=cores + 2, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init("local", num_cpus=cores + 2, include_dashboard=False, **quietly)
     try:
         counted = int(ray.cluster_resources().get("CPU", 0))
         if not cores and counted < LEAST:
@@ -184,28 +188,29 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _context(ray: Any, store: Store, progress: bool) -> Iterator[Any]:
-    """Settings of this run alone, with the checkpoint; Ray says nothing below errors meanwhile."""
+def _settings(ray: Any, store: Store, progress: bool) -> Iterator[None]:
+    """The checkpoint and the progress bars of this run alone; Ray says nothing below errors meanwhile."""
     from ray.data.checkpoint import CheckpointConfig
 
-    context = ray.data.DataContext.get_current().copy()
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, context.checkpoint_config, logger.level
     context.enable_progress_bars = progress
     # what is done stays known after success too: the same command does nothing, a longer manifest what is new
     context.checkpoint_config = CheckpointConfig(ID, store.of(CHECKPOINT), delete_checkpoint_on_success=False)
-    logger = logging.getLogger("ray.data")
-    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield context
+        yield
     finally:
-        logger.setLevel(level)
+        context.enable_progress_bars, context.checkpoint_config = before[:2]
+        logger.setLevel(before[2])
 
 
-def _ours(error: BaseException) -> BaseException:
-    """The error of this package that a worker raised, if it is one; else the error itself."""
+def _ours(error: BaseException) -> OneShotError | None:
+    """The error of this package that a worker raised, without what Ray wrote around it; None if it is another."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OneShotError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+        cause = getattr(seen, "cause", None)  # of Ray's errors, as it was raised
+        if isinstance(cause, OneShotError):
+            return cause
+        seen = cause or seen.__cause__
+    return error if isinstance(error, OneShotError) else None

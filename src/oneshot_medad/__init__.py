@@ -14,6 +14,7 @@ _PLACES = {
     "HubWeights": "backbones.specs",
     "Predictions": "predictions",
     "Recipe": "config",
+    "archive": "archive",
     "datasets": "datasets",
     "errors": "errors",
     "evaluation": "evaluation",
@@ -23,6 +24,7 @@ _PLACES = {
 __all__ = [*_PLACES, "__version__"]
 
 if TYPE_CHECKING:
+    from oneshot_medad import archive as archive
     from oneshot_medad import datasets as datasets
     from oneshot_medad import errors as errors
     from oneshot_medad import evaluation as evaluation

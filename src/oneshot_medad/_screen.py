@@ -48,6 +48,14 @@ def labelled(
     return expand(groups.values()), [label for label, group in units.items() for _ in group]
 
 
+def summary(counts: dict[str, Any], where: Any) -> str:
+    """What a run found, and where it lies, in one line."""
+    words = {"uncertain": "uncertain", "cannot_judge": "not for this detector to judge", "blank": "blank"}
+    some = "".join(f"{counts[name]} {word}, " for name, word in words.items() if counts[name])
+    read = f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable"
+    return f"{read}{beside(counts.get('left_out', {}))}: {printable(str(where))}"
+
+
 def beside(left_out: dict[str, int]) -> str:
     """What was passed over, to be put behind a count; nothing if nothing was."""
     from oneshot_medad.images.folders import said
@@ -63,3 +71,19 @@ def verdicts(volumes: list[dict[str, str]]) -> list[str]:
         lines.append(f"{row['name']}: {row['verdict'].replace('abnormal', 'ABNORMAL')}{said}")
     more = len(volumes) - VOLUMES
     return lines + [f"and {more} more volumes"] * (more > 0)
+
+
+REASONS = 3
+"""Images that could not be read which are named on the screen; the table has them all."""
+INCOMPLETE = 3
+"""Exit code when all is done but some images could not be read; 2 is typer's, for a command it does not understand."""
+
+
+def not_read(reasons: dict[str, str], count: int, where: Any) -> None:
+    """Say what could not be read, the first ones by name, and end with `INCOMPLETE`, if anything could not."""
+    for name, reason in list(reasons.items())[:REASONS]:
+        typer.secho(f"not read: {name}: {reason}", fg="red", err=True)
+    if count > REASONS:
+        typer.secho(printable(f"and {count - REASONS} more, in {where}"), fg="red", err=True)
+    if count:
+        raise typer.Exit(INCOMPLETE)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from oneshot_medad._cli_archive import archive, manifest
 from oneshot_medad._cli_calibrate import calibrate
 from oneshot_medad._cli_pretrain import pretrain
 from oneshot_medad._cli_study import study
@@ -27,6 +28,8 @@ from oneshot_medad._screen import (
     beside,
     labelled,
     load,
+    not_read,
+    summary,
     tell,
     verdicts,
 )
@@ -40,12 +43,6 @@ app = typer.Typer(
 
 CHUNK = 32
 """Images that `predict` holds in memory at a time; a volume is held as a whole."""
-
-INCOMPLETE = 3
-"""Exit code when all is done but some images could not be read; 2 is typer's, for a command it does not understand."""
-
-REASONS = 3
-"""Images that could not be read which are named on the screen; the table has them all."""
 
 Window = Annotated[
     tuple[float, float] | None,
@@ -61,23 +58,6 @@ class Format(str, Enum):
     npz = "npz"
     nifti = "nifti"
     dicom = "dicom"
-
-
-def _not_read(reasons: dict[str, str], where: Path) -> None:
-    """Say what could not be read, and end with `INCOMPLETE`, if anything could not."""
-    for name, reason in list(reasons.items())[:REASONS]:
-        typer.secho(f"not read: {name}: {reason}", fg="red", err=True)
-    if len(reasons) > REASONS:
-        typer.secho(printable(f"and {len(reasons) - REASONS} more, in {where}"), fg="red", err=True)
-    if reasons:
-        raise typer.Exit(INCOMPLETE)
-
-
-def _summary(counts: dict[str, Any], where: Path) -> str:
-    words = {"uncertain": "uncertain", "cannot_judge": "not for this detector to judge", "blank": "blank"}
-    some = "".join(f"{counts[name]} {word}, " for name, word in words.items() if counts[name])
-    read = f"{counts['images']} images, {counts['flagged']} flagged, {some}{counts['failed']} not readable"
-    return f"{read}{beside(counts['left_out'])}: {printable(str(where))}"
 
 
 def _version(wanted: bool) -> None:
@@ -163,9 +143,9 @@ def predict(
                 bar.update(count)
         counts, reasons = _counts(run.rows())
         volumes = run.volumes()
-    text = "\n".join([*verdicts(volumes), _summary(counts | left_out, run.table)])
+    text = "\n".join([*verdicts(volumes), summary(counts | left_out, run.table)])
     tell(text, {**counts, **left_out, "table": str(run.table), **({"volumes": volumes} if volumes else {})}, as_json)
-    _not_read(reasons, run.table)
+    not_read(reasons, len(reasons), run.table)
 
 
 @contextmanager
@@ -180,7 +160,7 @@ def _going_on(run: Any) -> Iterator[None]:
 
 
 def _counts(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, int], dict[str, str]]:
-    """What `_summary` says of rows, and why images could not be read, by name; blank slices are no failures."""
+    """What `summary` says of rows, and why images could not be read, by name; blank slices are no failures."""
     from oneshot_medad.images.read import BLANK
     from oneshot_medad.results.verdicts import NOT_READ, count
 
@@ -214,8 +194,8 @@ def report(
     out.parent.mkdir(parents=True, exist_ok=True)
     counts, reasons = _counts(predictions.to_rows())
     values = {**counts, "left_out": predictions.left_out}
-    tell(_summary(values, out), {**values, "report": str(predictions.to_html(out, title))}, as_json)
-    _not_read(reasons, out)
+    tell(summary(values, out), {**values, "report": str(predictions.to_html(out, title))}, as_json)
+    not_read(reasons, len(reasons), out)
 
 
 @app.command()
@@ -322,6 +302,10 @@ def download(
 app.command()(calibrate)
 app.command()(study)
 app.command()(pretrain)
+
+
+app.command()(manifest)
+app.command()(archive)
 
 
 def main() -> None:

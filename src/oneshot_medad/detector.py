@@ -219,7 +219,10 @@ class AnomalyDetector(Measurable):
                         names[i], spacings[i], positions[i] = chunk[i].name, chunk[i].spacing, chunk[i].position
                         for watcher in watchers:
                             watcher(i, sources[i], chunk[i])
-                for i, found in zip(chunk, self._score(list(chunk.values())), strict=True):
+                images = list(chunk.values())
+                if len(sources) > ENCODE_BATCH:  # batches of one size: the same bits whatever else is in the call
+                    images += images[-1:] * (ENCODE_BATCH - len(images))
+                for i, found in zip(chunk, self._score(images), strict=False):
                     scores[i], heatmaps[i], similarities[i] = found
                 if bar is not None:
                     bar.update(min(ENCODE_BATCH, len(sources) - start))

@@ -17,6 +17,8 @@ from oneshot_medad.images.files import Series
 from oneshot_medad.images.sanity import pixels_sha256
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from oneshot_medad.predictions import Predictions
 
 FORMATS = {"overlay": ".overlay.png", "png": ".png", "npz": ".npz", "nifti": ".nii.gz", "dicom": ".dcm"}
@@ -124,11 +126,16 @@ def _overlay(predictions: Predictions, i: int, path: Path) -> None:
     predictions.overlay(i).save(path)
 
 
-def _png(predictions: Predictions, i: int, path: Path) -> None:
+def heatmap_png(heatmap: np.ndarray, threshold: float) -> Image.Image:
+    """A heatmap (H, W) on the scale of the scores as 16 bits of grey: the shown scale, the threshold in the middle."""
     from PIL import Image
 
-    level = shown(predictions.pictured(i).astype(float), predictions.threshold)
-    Image.fromarray((level * 65535).round().astype(np.uint16)).save(path)
+    level = shown(heatmap.astype(float), threshold)
+    return Image.fromarray((level * 65535).round().astype(np.uint16))
+
+
+def _png(predictions: Predictions, i: int, path: Path) -> None:
+    heatmap_png(predictions.pictured(i), predictions.threshold).save(path)
 
 
 def _npz(predictions: Predictions, i: int, path: Path) -> None:

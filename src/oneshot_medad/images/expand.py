@@ -141,7 +141,7 @@ def _series_in(path: Path, series: str) -> Series:
     search = Search()
     files = _files_in(path, search) if _holds_files(path) else [path]
     for file in files:
-        list(_parts(file, search))
+        list(parts(file, search))
     with reading(path):
         found = group(search.listed)
         chosen = [one for one in found.volumes if one.name.endswith(series)]
@@ -242,7 +242,7 @@ def _expand_path(text: str, search: Search) -> Iterator[File | Slice]:
         files = [file for match in matches for file in _matched(match, path.name == "**", search)]
         yield from _whole(list(dict.fromkeys(files)), search, f"Got pattern {text!r}, which matches no image file")
     else:
-        yield from _parts(path, search)
+        yield from parts(path, search)
 
 
 def _holds_files(path: Path) -> bool:
@@ -289,15 +289,15 @@ def _addressed(address: Address) -> Iterator[Slice]:
 def _whole(files: list[File], search: Search, nothing: str) -> Iterator[File | Slice]:
     """The parts of all files, slices of a volume together; an error that begins with ``nothing`` if there are none."""
     below = Search()
-    parts = [part for file in files for part in _parts(file, below, search.left_out)]
-    yield from in_order(parts, below.listed, search)
-    if not parts:
+    found = [part for file in files for part in parts(file, below, search.left_out)]
+    yield from in_order(found, below.listed, search)
+    if not found:
         beside = f" Beside them: {said(search.left_out)}." if search.left_out else ""
         way = " Pass recursive=True (--recursive) to search the folders below." if search.left_out[FOLDER] else ""
         raise ImageFileError(f"{nothing}; wanted {READ}.{beside}{way}")
 
 
-def _parts(file: File, search: Search, left_out: Counter[str] | None = None) -> Iterator[File | Slice]:
+def parts(file: File, search: Search, left_out: Counter[str] | None = None) -> Iterator[File | Slice]:
     """The slices of a file, or the file itself; what is no picture is counted where it was not asked for by name."""
     if str(file).lower().endswith(SINGLE):
         yield file

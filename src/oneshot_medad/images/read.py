@@ -61,7 +61,7 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     Parameters
     ----------
     source
-        A path, `Slice`, PIL image, array or tensor.
+        A path, `Slice`, PIL image, array or tensor; a `MedicalImage` is given back.
     name
         What to call it when it has no path.
     intensity_range
@@ -91,6 +91,8 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     torch.Size([3, 4, 4])
     """
     settle()
+    if isinstance(source, MedicalImage):
+        return source
     place, position = source_of(source), None
     if place is not None:
         name = str(place)

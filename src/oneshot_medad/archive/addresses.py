@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from oneshot_medad.archive import dicomweb
 from oneshot_medad.errors import ConfigError, ImageFileError, OneShotError
-from oneshot_medad.images.files import File, Member, Slice
+from oneshot_medad.images.files import File, Member, Series, Slice
 from oneshot_medad.images.folders import pixels_of
 
 Place: TypeAlias = File | Slice

@@ -27,7 +27,7 @@ PHRASES: Mapping[str, Sequence[str]] = {
 """What its published configurations read after the learned tokens."""
 
 RECIPE = replace(Recipe.named("reference"), deviations={}, n_lesions=1, branches={"clip": 1.0}, top_fraction=1e-3)
-"""The vision branch alone, with 1×1 adapters and no temperature; the score is the highest cell's logit, as MediCLIP's."""
+"""The vision branch alone, with 1×1 adapters and no temperature; the score is the highest cell, as MediCLIP's."""
 
 
 @torch.no_grad()

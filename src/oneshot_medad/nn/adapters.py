@@ -68,7 +68,7 @@ class Adapters(nn.Module):
         probability = similarity_map(cosines, scale, size)
         return Judged(probability, probability.new_zeros(len(probability)))
 
-    def image_logit(self, judged: Judged, fraction: float = HIGHEST) -> torch.Tensor:
+    def image_logit(self, judged: Judged, fraction: float = HIGHEST, whole: float = 1.0) -> torch.Tensor:
         """(B,) score of each image: the logit of the mean of its map's highest ``fraction``."""
         return highest(judged.probability, fraction).clamp(SMALLEST, 1 - SMALLEST).logit()
 
@@ -180,10 +180,10 @@ class ContextAdapters(nn.Module):
         shown = image * 0 if residuals_alone else image
         return torch.cat([shown, image - normal[closest], torch.stack(scalars, dim=1), *lengths], dim=1)
 
-    def image_logit(self, judged: Judged, fraction: float = HIGHEST) -> torch.Tensor:
-        """(B,) score of each image, from the highest ``fraction`` of its map and from the image as a whole."""
+    def image_logit(self, judged: Judged, fraction: float = HIGHEST, whole: float = 1.0) -> torch.Tensor:
+        """(B,) score of each image, from its map's highest ``fraction`` and, ``whole`` times as trained, all of it."""
         local = highest(judged.probability, fraction).clamp(SMALLEST, 1 - SMALLEST).logit()
-        return self.calibration[0] * local + self.calibration[1] + self.calibration[2] * judged.image
+        return self.calibration[0] * local + self.calibration[1] + whole * self.calibration[2] * judged.image
 
     def map_logit(self, judged: Judged) -> torch.Tensor:
         """(B, h, w) map in the unit of `image_logit`."""

@@ -25,6 +25,9 @@ HEADROOM = {"clip": (2.0, 1.5), "latent": (2.0, 1.5), "distance": (1.0, 0.4), "d
 """How far nine of ten further normal images lie above views of the fit's own, in each branch's unit: with one normal
 image, and with very many. Typical of head CT, chest radiographs, lung ultrasound and industrial collections."""
 
+WHOLE = 2.0
+"""What the image as a whole says counts double what the training on its own pool gave it: outside it is the steadier."""
+
 Found = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Of each branch a (B, h, w) map and (B,) scores in one unit: logits, or logarithms of distances."""
 
@@ -172,7 +175,8 @@ class Scorer(nn.Module):
 
     def _learned(self, branch: str, judged: Judged) -> tuple[torch.Tensor, torch.Tensor]:
         adapters = self.model.adapters[branch]
-        return adapters.map_logit(judged), adapters.image_logit(judged, self.recipe.top_fraction)  # type: ignore[operator]
+        score = adapters.image_logit(judged, self.recipe.top_fraction, WHOLE)  # type: ignore[operator]
+        return adapters.map_logit(judged), score  # type: ignore[operator]
 
     def _distance(
         self, features: Sequence[torch.Tensor], references: References | None, matches: Sequence[Match] | None

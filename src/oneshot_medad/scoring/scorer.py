@@ -26,7 +26,7 @@ HEADROOM = {"clip": (2.0, 1.5), "latent": (2.0, 1.5), "distance": (1.0, 0.4), "d
 image, and with very many. Typical of head CT, chest radiographs, lung ultrasound and industrial collections."""
 
 WHOLE = 2.0
-"""The image as a whole counts double what the training on its pool gave it: outside the pool it is the steadier part."""
+"""The image as a whole counts double what the training on its pool gave it: outside the pool it is steadier."""
 
 Found = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Of each branch a (B, h, w) map and (B,) scores in one unit: logits, or logarithms of distances."""

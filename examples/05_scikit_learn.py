@@ -24,7 +24,7 @@ for scoring in ("roc_auc", "f1"):
 
 grid = [
     {"recipe__n_lesions": [16, 64]},
-    {"recipe__branches": [{"nearest": 1.0}], "recipe__deviations": [{}], "recipe__n_lesions": [0]},
+    {"recipe__branches": [{"distance": 1.0}], "recipe__deviations": [{}], "recipe__n_lesions": [0]},
 ]
 search = GridSearchCV(detector, grid, cv=draws, scoring="roc_auc", refit=False, error_score="raise")
 search.fit(images, labels)

@@ -21,9 +21,9 @@ from oneshot_medad.training.joint import JointModel, Shapes
 EXACT = ("offsets", "weights", "spread", "latent_spread", "subspace.")
 """Beginnings of the names of what is stored in full precision."""
 
-HEADROOM = {"clip": (2.0, 1.5), "latent": (2.0, 1.5), "distance": (1.0, 0.4), "deviation": (1.0, 1.0)}
+HEADROOM = {"clip": (2.5, 2.0), "latent": (2.5, 2.0), "distance": (1.1, 0.4), "deviation": (1.0, 1.0)}
 """How far nine of ten further normal images lie above views of the fit's own, in each branch's unit: with one normal
-image, and with very many. Typical of head CT, chest radiographs, lung ultrasound and industrial collections."""
+image, and with very many. Typical of head CT, chest radiographs and lung ultrasound."""
 
 WHOLE = 2.0
 """The image as a whole counts double what the training on its pool gave it: outside the pool it is steadier."""
@@ -227,13 +227,12 @@ class Scorer(nn.Module):
             weights.append(weight * (trust or {}).get(branch, 1.0) * parted)
         if sum(weights) < 1e-6:
             weights = list(self.recipe.branches.values())
-        share = [alone / views.n_images + several * (1 - 1 / views.n_images) for alone, several in self._headroom()]
-        self.weights.copy_(torch.tensor(weights) / sum(w * h for w, h in zip(weights, share, strict=True)))
+        headroom = 0.0
+        for weight, (one, many) in zip(weights, (HEADROOM[branch] for branch in self.recipe.branches), strict=True):
+            headroom += weight * (many + (one - many) / views.n_images)
+        self.weights.copy_(torch.tensor(weights) / headroom)
         self.offsets += self.fuse(normal)[0].median() / self.weights.sum()
         return self.fuse(normal)[0], self.fuse(lesion)[0]
-
-    def _headroom(self) -> list[tuple[float, float]]:
-        return [HEADROOM[branch] for branch in self.recipe.branches]
 
     def fuse(self, found: Found) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) scores and (B, h, w) heatmaps: weighted sums over the branches.

@@ -108,7 +108,7 @@ def test_a_server_that_is_not_there(fitted, hub, monkeypatch):
 def test_a_hostile_repository_is_refused(fitted, hub, tmp_path):
     folder = fitted.save_pretrained(tmp_path / "d")
     hub.put_folder(REPO, folder)
-    hub.put(REPO, {"config.json": b'{"schema": 1}', "evil.py": b"raise SystemExit"})
+    hub.put(REPO, {"config.json": b'{"schema": 2}', "evil.py": b"raise SystemExit"})
     with pytest.raises(PersistenceError, match="missing fields"):
         AnomalyDetector.from_pretrained(REPO)
     assert not any("evil.py" in r for r in hub.requests)

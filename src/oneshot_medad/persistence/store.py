@@ -218,10 +218,10 @@ def _migrated(config: dict[str, Any], path: Path) -> dict[str, Any]:
         raise PersistenceError(f"{path} has schema={schema!r}; wanted a whole number. Is it a oneshot-medad detector?")
     while schema != SCHEMA:
         if schema not in MIGRATIONS:
-            version = str(config.get("package_version"))[:40]
+            version = str(config.get("package_version", "of an unknown version"))[:40]
             raise PersistenceError(
                 f"{path} was written by oneshot-medad {version} (format {schema}); this version reads format {SCHEMA}. "
-                f"Install that version: pip install oneshot-medad=={version}"
+                f"Fit it again, or install that version: pip install oneshot-medad=={version}"
             )
         config = MIGRATIONS[schema](config)
         schema = config["schema"]

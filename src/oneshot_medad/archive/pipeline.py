@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from joblib import cpu_count
 
+from oneshot_medad import errors
 from oneshot_medad.archive.manifests import ID, URI, need_pyarrow
 from oneshot_medad.archive.stages import Judge, decode
 from oneshot_medad.archive.store import CHECKPOINT, SCORES, Store, check_manifest, resolved
@@ -213,4 +215,10 @@ def _ours(error: BaseException) -> OneShotError | None:
         if isinstance(cause, OneShotError):
             return cause
         seen = cause or seen.__cause__
-    return error if isinstance(error, OneShotError) else None
+    if isinstance(error, OneShotError):
+        return error
+    # an error in an actor keeps nothing but the text of its cause on the way here
+    if told := re.findall(r"^oneshot_medad\.errors\.(\w+): (.+)$", str(error), re.MULTILINE):
+        kind, message = told[-1]
+        return getattr(errors, kind, OneShotError)(message)
+    return None

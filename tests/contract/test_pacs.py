@@ -12,16 +12,20 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pydicom
 import pytest
 from dicom_files import write_dicom
 from pydicom.uid import generate_uid
 from series_files import SERIES, STUDY, write_series
 
-from oneshot_medad import AnomalyDetector
+from oneshot_medad import AnomalyDetector, archive
+from oneshot_medad.archive.addresses import at_hand
 from oneshot_medad.cli import main
 from oneshot_medad.errors import ArchiveError, ConfigError
+from oneshot_medad.images.read import read_image
 from oneshot_medad.studies import dicomweb
+from oneshot_medad.studies.client import client_of
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc", path="/usr/sbin:/usr/bin")
 PLUGIN = next(iter(Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb.so*")), None)
@@ -103,7 +107,7 @@ def saved(fitted, stub, tmp_path):
 
 
 def instances(url):
-    client = dicomweb._client(url)
+    client = client_of(url)
     return client, client.search_for_instances(study_instance_uid=STUDY)
 
 
@@ -151,6 +155,22 @@ def test_a_study_is_judged_and_what_was_found_stored_beside_it(
     assert [one.verdict for one in again if one.volumes] == ["abnormal"]
 
 
+def test_an_archive_is_listed_and_its_images_are_fetched(orthanc, credentials, saved, tmp_path):
+    own = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+    files = write_scan(tmp_path / "own", **own)
+    dicomweb.store(orthanc, files)
+    list(dicomweb.judge_study(AnomalyDetector.from_pretrained(saved), orthanc, own["StudyInstanceUID"], store=True))
+    found = archive.make_manifest(f"{orthanc}/studies/{own['StudyInstanceUID']}", tmp_path / "m.parquet")
+    assert found.images == 12  # and no maps or segmentations of this package
+    assert sum(found.left_out.values()) == 2
+    uris = pq.read_table(found.path)["uri"].to_pylist()
+    there = {pydicom.dcmread(file).SOPInstanceUID: read_image(file).pixels for file in files}
+    with at_hand(uris) as places:
+        for uri, place in zip(uris, places, strict=True):
+            assert (read_image(place).pixels == there[uri.rsplit("/", 1)[1]]).all()
+    assert SECRET not in "".join(uris)
+
+
 def test_what_goes_wrong_is_said_without_credentials(orthanc, saved, monkeypatch):
     detector = AnomalyDetector.from_pretrained(saved)
     monkeypatch.setenv("NETRC", "/dev/null")
@@ -167,13 +187,13 @@ def test_what_goes_wrong_is_said_without_credentials(orthanc, saved, monkeypatch
     monkeypatch.setenv(dicomweb.PREFIX + "PASSWORD", SECRET)
     with pytest.raises(ArchiveError, match=r"no series of study 1\.2\.3"):
         list(dicomweb.judge_study(detector, orthanc, "1.2.3"))
-    assert base64.b64encode(f"reader:{SECRET}".encode()).decode() not in repr(dicomweb._client(orthanc))
+    assert base64.b64encode(f"reader:{SECRET}".encode()).decode() not in repr(client_of(orthanc))
 
 
 def test_credentials_may_stand_in_netrc(orthanc, tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login reader password {SECRET}\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert dicomweb._client(orthanc).search_for_studies() is not None
+    assert client_of(orthanc).search_for_studies() is not None
 
 
 def test_single_images_get_captures(orthanc, credentials, saved, tmp_path):
@@ -184,7 +204,7 @@ def test_single_images_get_captures(orthanc, credentials, saved, tmp_path):
     (one,) = dicomweb.judge_study(AnomalyDetector.from_pretrained(saved), orthanc, study, store=True, folder=tmp_path)
     assert (one.verdict, one.modality, one.volumes, len(one.stored)) == ("abnormal", "DX", [], 1)
     assert (tmp_path / one.series / "000000.dcm").exists()
-    found = dicomweb._client(orthanc).search_for_instances(study_instance_uid=study)
+    found = client_of(orthanc).search_for_instances(study_instance_uid=study)
     assert sorted(one["00080060"]["Value"][0] for one in found) == ["DX", "OT"]
 
 
@@ -209,7 +229,7 @@ def test_the_page_on_archives_runs(orthanc, credentials, saved, tmp_path, monkey
 
 def test_a_token_is_sent_as_bearer(monkeypatch):
     monkeypatch.setenv(dicomweb.PREFIX + "TOKEN", "abc")
-    session = dicomweb._client("http://127.0.0.1:9/dicom-web")._session
+    session = client_of("http://127.0.0.1:9/dicom-web")._session
     request = session.auth(urllib_request())
     assert request.headers["Authorization"] == "Bearer abc"
 

@@ -9,8 +9,9 @@ from dicomweb_server import serving
 from oneshot_medad import archive
 from oneshot_medad.archive import addresses, dicomweb
 from oneshot_medad.archive.addresses import at_hand
-from oneshot_medad.errors import ConfigError, ImageFileError
+from oneshot_medad.errors import ArchiveError, ConfigError, ImageFileError
 from oneshot_medad.images.read import read_image
+from oneshot_medad.studies.client import PREFIX
 
 pytestmark = [pytest.mark.enable_socket, pytest.mark.allow_hosts(["127.0.0.1"])]
 GREY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
@@ -21,7 +22,7 @@ def pacs(tmp_path, monkeypatch):
     """Two studies: single images, a cine loop, a report and a segmentation."""
     monkeypatch.setattr(addresses, "WAITS", (0.0, 0.0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    dicomweb.client.cache_clear()
+    dicomweb._client.cache_clear()
     objects = []
     for study, series, uid, pixels, modality in (
         ("1.1", "1.1.1", "1.1.1.1", GREY, "MR"),
@@ -40,7 +41,7 @@ def pacs(tmp_path, monkeypatch):
     with serving(objects) as service:
         service.files = tmp_path
         yield service
-    dicomweb.client.cache_clear()
+    dicomweb._client.cache_clear()
 
 
 def uris(path):
@@ -74,7 +75,7 @@ def test_a_study_or_series_alone(pacs, tmp_path):
     assert archive.make_manifest(f"{pacs.url}/studies/1.1/series/1.1.2", tmp_path / "m.parquet").images == 2
     with pytest.raises(ConfigError, match="https://pacs/dicom-web"):
         archive.make_manifest("https://", tmp_path / "m.parquet")
-    with pytest.raises(OSError, match="404"):
+    with pytest.raises(ArchiveError, match="404"):
         archive.make_manifest(pacs.url.replace("dicom-web", "other"), tmp_path / "n.parquet")
 
 
@@ -96,10 +97,10 @@ def test_what_fails_for_a_moment_is_asked_again_and_what_is_gone_is_said(pacs):
 
 def test_credentials_come_from_the_environment(pacs, tmp_path, monkeypatch):
     pacs.token = "not-for-anyone"
-    with pytest.raises(OSError, match="401") as caught:
+    with pytest.raises(ArchiveError, match="401") as caught:
         archive.make_manifest(pacs.url, tmp_path / "m.parquet")
-    monkeypatch.setenv(dicomweb.PREFIX + "TOKEN", pacs.token)
-    dicomweb.client.cache_clear()
+    monkeypatch.setenv(PREFIX + "TOKEN", pacs.token)
+    dicomweb._client.cache_clear()
     found = archive.make_manifest(pacs.url, tmp_path / "m.parquet")
     assert found.images == 5
     assert pacs.token not in str(caught.value) + "".join(uris(found.path))

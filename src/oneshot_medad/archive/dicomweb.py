@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -10,24 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from oneshot_medad.errors import ConfigError, ExtraError
-from oneshot_medad.images.dicom import NO_PICTURE, NO_PICTURE_CLASSES
-
-NO_IMAGE = (*NO_PICTURE, "ANN", "AU", "DOC", "ECG", "KO", "PLAN", "REG", "RTPLAN", "RTRECORD", "RTSTRUCT", "SR")
-"""Modalities of objects that are not listed."""
-PREFIX = "ONESHOT_MEDAD_DICOMWEB_"
-"""Of the environment variables that hold credentials: ``…TOKEN``, or ``…USER`` and ``…PASSWORD``."""
+from oneshot_medad.errors import ArchiveError, ConfigError
+from oneshot_medad.images.dicom import NO_PICTURE_CLASSES
+from oneshot_medad.studies.client import NO_IMAGES, asking, client_of, first_value, plain, status_of
+from oneshot_medad.studies.dicomweb import OWN
 
 _URL = re.compile(r"(?P<root>https?://.+?)(/studies/(?P<study>[\d.]+)(/series/(?P<series>[\d.]+))?)?/?")
-_INSTANCE = re.compile(r"(https?://.+)/studies/([\d.]+)/series/([\d.]+)/instances/([\d.]+)")
-_TAGS = {
-    "class": "00080016",
-    "instance": "00080018",
-    "modality": "00080060",
-    "study": "0020000D",
-    "series": "0020000E",
-    "frames": "00280008",
-}
+_OBJECT = re.compile(r"(https?://.+)/studies/([\d.]+)/series/([\d.]+)/instances/([\d.]+)")
+_CLASS, _INSTANCE, _MODALITY = "00080016", "00080018", "00080060"
+_STUDY, _SERIES, _FRAMES = "0020000D", "0020000E", "00280008"
+_MANUFACTURER = "00080070"
+_NO_PICTURE = (*NO_PICTURE_CLASSES, "1.2.840.10008.5.1.4.1.1.30")
+"""The last are parametric maps, such as heatmaps."""
 
 
 def instances(url: str, left_out: Counter[str]) -> Iterator[str]:
@@ -37,7 +30,7 @@ def instances(url: str, left_out: Counter[str]) -> Iterator[str]:
     ----------
     url
         Root of the service, such as ``https://pacs/dicom-web``, with ``/studies/UID`` and ``/series/UID`` behind it for
-        a part of it. Credentials come from the environment (`PREFIX`) or from ``~/.netrc``.
+        a part of it. Credentials come from the environment or from ``~/.netrc``, as for `judge_study`.
     left_out
         Counts objects without a picture, by modality.
 
@@ -51,29 +44,30 @@ def instances(url: str, left_out: Counter[str]) -> Iterator[str]:
         No such address.
     ExtraError
         dicomweb-client is not installed.
-    OSError
+    ArchiveError
         The service cannot be reached, or refuses.
     """
     parts = _URL.fullmatch(url)
     if parts is None:
-        raise ConfigError(f"Got {url!r}; wanted the root of a DICOMweb service, such as https://pacs/dicom-web.")
-    root, service = parts["root"], client(parts["root"])
-    studies = [parts["study"]] if parts["study"] else _studies(service)
-    for study in studies:
-        found = service.search_for_instances(
-            study_instance_uid=study,
-            series_instance_uid=parts["series"],
-            fields=["NumberOfFrames", "Modality"],
-            get_remaining=True,
-        )
-        for one in sorted(found, key=lambda one: (_value(one, "series"), _value(one, "instance"))):
-            modality = str(_value(one, "modality"))
-            if modality in NO_IMAGE or str(_value(one, "class")).startswith(NO_PICTURE_CLASSES):
-                left_out[modality or "no modality"] += 1
-                continue
-            address = f"{root}/studies/{study}/series/{_value(one, 'series')}/instances/{_value(one, 'instance')}"
-            frames = int(_value(one, "frames") or 1)
-            yield from [address] if frames == 1 else (f"{address}[frame {i}]" for i in range(frames))
+        raise ConfigError(f"Got {plain(url)!r}; wanted the address of a service, such as https://pacs/dicom-web.")
+    with asking(url):
+        service = _client(parts["root"])
+        for study in [parts["study"]] if parts["study"] else _studies(service):
+            found = service.search_for_instances(
+                study_instance_uid=study,
+                series_instance_uid=parts["series"],
+                fields=["NumberOfFrames", "Modality", "Manufacturer"],
+                get_remaining=True,
+            )
+            for one in sorted(found, key=lambda one: (first_value(one, _SERIES), first_value(one, _INSTANCE))):
+                modality = first_value(one, _MODALITY)
+                if modality in NO_IMAGES or first_value(one, _CLASS).startswith(_NO_PICTURE) or _own(one):
+                    left_out[modality or "no modality"] += 1
+                    continue
+                place = f"series/{first_value(one, _SERIES)}/instances/{first_value(one, _INSTANCE)}"
+                address = f"{parts['root']}/studies/{study}/{place}"
+                frames = int(first_value(one, _FRAMES) or 1)
+                yield from [address] if frames == 1 else (f"{address}[frame {i}]" for i in range(frames))
 
 
 def retrieve(uri: str, target: Path) -> None:
@@ -83,60 +77,38 @@ def retrieve(uri: str, target: Path) -> None:
     ------
     FileNotFoundError
         The archive does not have it.
+    ArchiveError
+        It refuses.
     OSError
-        It cannot be reached, or refuses.
+        It cannot be reached.
     """
     from requests import HTTPError
+    from retrying import RetryError
 
-    parts = _INSTANCE.fullmatch(uri)
+    parts = _OBJECT.fullmatch(uri)
     if parts is None:
-        raise OSError("no address of a DICOMweb object (…/studies/UID/series/UID/instances/UID)")
+        raise ArchiveError("no address of a DICOMweb object (…/studies/UID/series/UID/instances/UID)")
     root, *uids = parts.groups()
     try:
-        found = client(root).retrieve_instance(*uids, media_types=(("application/dicom", "*"),))
-    except HTTPError as error:
-        if error.response is not None and error.response.status_code in (404, 410):
+        found = _client(root).retrieve_instance(*uids, media_types=(("application/dicom", "*"),))
+    except (HTTPError, RetryError) as error:
+        status = status_of(error)
+        if status in (404, 410):
             raise FileNotFoundError(uri) from error
-        raise
+        raise ArchiveError(f"the service answers {status}") from error
     found.save_as(target, enforce_file_format=True)
 
 
-@lru_cache(maxsize=8)
-def client(root: str) -> Any:
-    """A client of one service, with the credentials of the environment.
-
-    Raises
-    ------
-    ExtraError
-        dicomweb-client is not installed.
-    """
-    try:
-        from dicomweb_client import DICOMwebClient
-        from requests import Session
-    except ImportError as error:
-        raise ExtraError(f"DICOMweb needs dicomweb-client ({error}): pip install 'oneshot-medad[dicom]'") from error
-    session = Session()
-    token, user = os.environ.get(f"{PREFIX}TOKEN"), os.environ.get(f"{PREFIX}USER")
-    if token:
-        session.auth = lambda request: _with_token(request, token)
-    elif user:
-        session.auth = (user, os.environ.get(f"{PREFIX}PASSWORD", ""))
-    found = DICOMwebClient(root, session=session)
-    found.set_http_retry_params(retry=False)  # who fetches tries again, after errors of the network too
-    return found
+_client = lru_cache(maxsize=8)(client_of)
+"""One of each service: it keeps its connections."""
 
 
-def _with_token(request: Any, token: str) -> Any:
-    request.headers["Authorization"] = f"Bearer {token}"
-    return request
+def _own(one: dict[str, Any]) -> bool:
+    """Whether this package made an object."""
+    return first_value(one, _MANUFACTURER) == OWN
 
 
 def _studies(service: Any) -> Iterator[str]:
     """UIDs of all studies."""
     for one in service.search_for_studies(get_remaining=True):
-        yield str(_value(one, "study"))
-
-
-def _value(one: dict[str, Any], name: str) -> Any:
-    """The first value of an attribute in DICOM's JSON; empty if there is none."""
-    return (one.get(_TAGS[name], {}).get("Value") or [""])[0]
+        yield first_value(one, _STUDY)

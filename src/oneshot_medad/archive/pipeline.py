@@ -124,6 +124,7 @@ def _run(
     if gpus:
         detector.device = "auto"  # each process sees one, whose number is 0
     pool = ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or gpus or cores)
+    # without GPUs Ray runs the two stages in one process, since both ask for a core
     # the checkpoint filters what is read by its id, and records the ids of what is written: none may be lost between
     (
         ray.data.read_parquet(path, filesystem=system, partitioning=None, num_cpus=LIGHT)
@@ -207,18 +208,7 @@ def _settings(ray: Any, store: Store, progress: bool) -> Iterator[None]:
         logger.setLevel(before[2])
 
 
-def _ours(error: BaseException) -> OneShotError | None:
-    """The error of this package that a worker raised, without what Ray wrote around it; None if it is another."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)  # of Ray's errors, as it was raised
-        if isinstance(cause, OneShotError):
-            return cause
-        seen = cause or seen.__cause__
-    if isinstance(error, OneShotError):
-        return error
-    # an error in an actor keeps nothing but the text of its cause on the way here
-    if told := re.findall(r"^oneshot_medad\.errors\.(\w+): (.+)$", str(error), re.MULTILINE):
-        kind, message = told[-1]
-        return getattr(errors, kind, OneShotError)(message)
-    return None
+def _ours(error: Exception) -> OneShotError | None:
+    """The error of this package that a worker raised; None if it is another. Ray hands over its text alone."""
+    found = re.findall(r"^oneshot_medad\.errors\.(\w+): (.+)$", str(error), re.MULTILINE)
+    return getattr(errors, found[-1][0])(found[-1][1]) if found else None

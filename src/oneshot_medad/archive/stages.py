@@ -53,8 +53,8 @@ def decode(rows: pyarrow.Table, window: tuple[float, float] | None, side: int) -
 
     Returns
     -------
-    As many rows. ``field`` holds float32 (1 or 3, side, side), null where ``reason`` says why; ``height``, ``width``
-    and ``aspect`` are those of the image.
+    As many rows. ``field`` holds float32 (1 or 3, side, side), null where ``reason`` says why; ``height``, ``width``,
+    ``aspect`` and ``position`` are those of the image.
     """
     import pyarrow as pa
 
@@ -65,6 +65,7 @@ def decode(rows: pyarrow.Table, window: tuple[float, float] | None, side: int) -
             found.append({ID: number, **_decoded(uri, place, window, side)})
     columns = [(ID, pa.int64()), ("name", pa.string()), ("reason", pa.string()), ("field", pa.large_binary())]
     columns += [("height", pa.int32()), ("width", pa.int32()), ("aspect", pa.float64())]
+    columns += [("position", pa.float64())]
     return pa.Table.from_pylist(found, schema=pa.schema(columns))
 
 
@@ -83,7 +84,7 @@ def _decoded(uri: str, place: Any, window: tuple[float, float] | None, side: int
     field = to_field(image.pixels, side, image.aspect)
     grey = image.pixels.stride(0) == 0  # it repeats its one channel
     height, width = image.size
-    values = {"height": height, "width": width, "aspect": image.aspect}
+    values = {"height": height, "width": width, "aspect": image.aspect, "position": image.position}
     return {"name": written(name), "field": (field[:1] if grey else field).numpy().tobytes(), **values}
 
 
@@ -121,7 +122,7 @@ class Judge:
         if not given:
             return []
         side = self._detector._spec.image_px
-        images = [MedicalImage(_field(row["field"], side), row["name"]) for row in given]
+        images = [MedicalImage(_field(row["field"], side), row["name"], position=row["position"]) for row in given]
         # batches of one size, so that an image gives the same bits whatever is beside it
         images += [images[-1]] * (-len(images) % ENCODE_BATCH)
         predictions = self._detector._predict(Sources(images), "raise")

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from oneshot_medad._names import printable
-from oneshot_medad.errors import ArchiveError, ConfigError, ExtraError, ImageError
+from oneshot_medad.errors import ArchiveError, ConfigError, ImageError
 from oneshot_medad.images.files import is_part_of_volume
 from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, NORMAL, NOT_READ, UNCERTAIN
+from oneshot_medad.studies.client import NO_IMAGES, asking, client_of, first_value, plain
+from oneshot_medad.studies.client import PREFIX as PREFIX
 from oneshot_medad.studies.volume import Volume
 
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
 
-PREFIX = "ONESHOT_MEDAD_DICOMWEB_"
-"""Of the environment variables that hold credentials: ``…TOKEN``, or ``…USER`` and ``…PASSWORD``."""
-NO_IMAGES = (
-    "SEG",
-    "PR",
-    "SR",
-    "KO",
-    "RTSTRUCT",
-    "RTDOSE",
-    "RTPLAN",
-    "RTRECORD",
-    "REG",
-    "AU",
-    "ECG",
-    "DOC",
-    "PLAN",
-    "ANN",
-)
-"""Modalities of series that are not fetched."""
-TIMEOUT = (20, 600)
-"""Seconds to wait for a connection, and for the next bytes: archives fetch old studies from tape."""
 _UID = re.compile(r"[0-9.]{1,64}")
 OWN = "oneshot-medad"
 """Manufacturer of what this package stored, which is not judged again."""
@@ -143,18 +121,18 @@ def judge_study(
     ExtraError
         dicomweb-client or pydicom is not installed: ``pip install "oneshot-medad[dicom]"``.
     """
-    client = _client(url)
-    with _asking(url):
+    client = client_of(url)
+    with asking(url):
         found = client.search_for_series(study_instance_uid=study)
     if not found:
-        raise ArchiveError(f"Got no series of study {study} from {_plain(url)}; wanted at least one. Check the UID.")
-    for about in sorted(found, key=lambda one: int(_value(one, "00200011") or 0)):
+        raise ArchiveError(f"Got no series of study {study} from {plain(url)}; wanted at least one. Check the UID.")
+    for about in sorted(found, key=lambda one: int(first_value(one, "00200011") or 0)):
         one = Judged(
             study,
-            _value(about, "0020000E"),
-            _value(about, "00080060"),
-            _value(about, "00200011"),
-            _value(about, "0008103E"),
+            first_value(about, "0020000E"),
+            first_value(about, "00080060"),
+            first_value(about, "00200011"),
+            first_value(about, "0008103E"),
         )
         if not _UID.fullmatch(one.series):  # it names a folder here
             raise ArchiveError(f"Got the series UID {printable(one.series)!r}; wanted digits and dots.")
@@ -164,14 +142,14 @@ def judge_study(
             continue
         with tempfile.TemporaryDirectory() as aside:
             place = Path(folder, one.series) if folder else Path(aside, one.series)
-            with _asking(url):
+            with asking(url):
                 count = _fetch(client, study, one.series, place)
             if not count:
                 one.reason = "made by this package"
             else:
                 _judge(detector, place, one)
                 files = _objects(one, Path(aside)) if store else []
-                with _asking(url):
+                with asking(url):
                     one.stored = _store(client, files, study)
             yield one
 
@@ -191,8 +169,8 @@ def store(url: str, files: Iterable[str | Path]) -> list[str]:
     ArchiveError
         The archive cannot be reached, or did not take all of them.
     """
-    with _asking(url):
-        return _store(_client(url), map(Path, files), None)
+    with asking(url):
+        return _store(client_of(url), map(Path, files), None)
 
 
 def _judge(detector: Any, place: Path, one: Judged) -> None:
@@ -244,82 +222,3 @@ def _store(client: Any, files: Iterable[Path], study: str | None) -> list[str]:
             raise ArchiveError(f"Got failure 0x{code:04X} for {ds.SOPClassUID.name}; wanted it stored.")
         stored.append(str(ds.SOPInstanceUID))
     return stored
-
-
-def _client(url: str) -> Any:
-    try:
-        from dicomweb_client import DICOMwebClient
-        from dicomweb_client.session_utils import create_session
-    except ImportError as error:
-        raise ExtraError(f"DICOMweb needs dicomweb-client ({error}): pip install 'oneshot-medad[dicom]'") from error
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"Got the address {_plain(url)!r}; wanted one like https://pacs.example/dicom-web.")
-    if parts.username or parts.password:
-        raise ConfigError(
-            f"Got credentials in the address of {parts.hostname}; wanted them in {PREFIX}TOKEN, in {PREFIX}USER and "
-            f"{PREFIX}PASSWORD, or in ~/.netrc, where no output shows them."
-        )
-    session = create_session()
-    token, user = os.environ.get(f"{PREFIX}TOKEN"), os.environ.get(f"{PREFIX}USER")
-    if token:
-        session.auth = _Bearer(token)
-    elif user:
-        session.auth = (user, os.environ.get(f"{PREFIX}PASSWORD", ""))
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _patient())
-    client = DICOMwebClient(url, session=session)
-    client.set_http_retry_params(retry=True, max_attempts=3, wait_exponential_multiplier=200)
-    return client
-
-
-def _patient() -> Any:
-    """Waits for an archive, but not for ever, as `requests` does where nobody says."""
-    from requests.adapters import HTTPAdapter
-
-    class Patient(HTTPAdapter):
-        def send(self, request: Any, **options: Any) -> Any:
-            return super().send(request, **{**options, "timeout": options.get("timeout") or TIMEOUT})
-
-    return Patient()
-
-
-class _Bearer:
-    """A token for `requests`, which would otherwise prefer what ``~/.netrc`` says."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: Any) -> Any:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-@contextmanager
-def _asking(url: str) -> Iterator[None]:
-    """What the archive or the way to it gets wrong as an `ArchiveError`, without credentials."""
-    from requests import HTTPError, RequestException
-
-    try:
-        yield
-    except HTTPError as error:
-        status = error.response.status_code if error.response is not None else "an error"
-        way = f" Set {PREFIX}TOKEN, or {PREFIX}USER and {PREFIX}PASSWORD." if status in (401, 403) else ""
-        raise ArchiveError(f"Got {status} from {_plain(url)}; wanted an answer.{way}") from error
-    except (RequestException, OSError) as error:
-        if isinstance(error, ArchiveError):
-            raise
-        raise ArchiveError(
-            f"Cannot reach {_plain(url)}: {type(error).__name__}. Check the address and network."
-        ) from error
-
-
-def _plain(url: str) -> str:
-    """The address without credentials."""
-    return printable(re.sub(r"//[^/@]*@", "//", url))
-
-
-def _value(about: dict[str, Any], tag: str) -> str:
-    """The first value of an attribute in DICOM's JSON."""
-    values = about.get(tag, {}).get("Value") or [""]
-    return str(values[0])

@@ -1,13 +1,15 @@
-"""``python -m benchmarks run …``, ``… transfer …``, ``… peaks …``, ``… ceiling …`` and ``… speed …``."""
+"""``python -m benchmarks run …``, ``… transfer …``, ``… peaks …``, ``… refusals …``,
+``… ceiling …`` and ``… speed …``."""
 
 import sys
 
-from benchmarks import ceiling, peaks, run, speed, transfer
+from benchmarks import ceiling, peaks, refusals, run, speed, transfer
 
 COMMANDS = {
     "run": run.main,
     "transfer": transfer.main,
     "peaks": peaks.main,
+    "refusals": refusals.main,
     "ceiling": ceiling.main,
     "speed": speed.main,
 }

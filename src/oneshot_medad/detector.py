@@ -203,6 +203,7 @@ class AnomalyDetector(Measurable):
         names, reasons = [""] * len(sources), [""] * len(sources)
         spacings: list[tuple[float, float] | None] = [None] * len(sources)
         positions: list[float | None] = [None] * len(sources)
+        poses = [""] * len(sources)
         # without a bar no tqdm either, which starts a thread
         with tqdm(total=len(sources), desc="predict") if self.progress else nullcontext() as bar:
             for start in range(0, len(sources), ENCODE_BATCH):
@@ -223,7 +224,7 @@ class AnomalyDetector(Measurable):
                 if len(sources) > ENCODE_BATCH:  # batches of one size: the same bits whatever else is in the call
                     images += images[-1:] * (ENCODE_BATCH - len(images))
                 for i, found in zip(chunk, self._score(images), strict=False):
-                    scores[i], heatmaps[i], similarities[i] = found
+                    scores[i], heatmaps[i], similarities[i], poses[i] = found
                 if bar is not None:
                     bar.update(min(ENCODE_BATCH, len(sources) - start))
         return Predictions(
@@ -254,8 +255,8 @@ class AnomalyDetector(Measurable):
         )
 
     @torch.no_grad()
-    def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float]]:
-        """Score, heatmap on its own grid and similarity of each image."""
+    def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float, str]]:
+        """Score, heatmap on its own grid, similarity and pose of each image."""
         if not images:
             return
         backbone = self._backbone
@@ -266,9 +267,10 @@ class AnomalyDetector(Measurable):
         features = backbone.vision(fields)
         mirrored = backbone.vision(fields.flip(-1)) if self._scorer.recipe.mirror else None
         scores, maps = self._scorer(z, features, mirrored)
-        similar = self._scorer.similarity(backbone.kind(features))
-        for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
-            yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like
+        similar = self._scorer.similarity(backbone.kind(features)).tolist()
+        poses = self._scorer.poses(features, mirrored)
+        for image, score, heatmap, like, pose in zip(images, scores.tolist(), maps.cpu(), similar, poses, strict=True):
+            yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like, pose
 
     def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
         """Every parameter in the form that `fit` uses, or a `ConfigError`."""

@@ -263,10 +263,10 @@ class AnomalyDetector(Measurable):
         fields = torch.stack([to_field(image.pixels, side, image.aspect) for image in images])
         fields = fields.to(self._device)
         z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
-        features, gists = backbone.vision.with_gist(fields)
+        features = backbone.vision(fields)
         mirrored = backbone.vision(fields.flip(-1)) if self._scorer.recipe.mirror else None
         scores, maps = self._scorer(z, features, mirrored)
-        similar = self._scorer.similarity(gists)
+        similar = self._scorer.similarity(backbone.kind(features))
         for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
             yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like
 

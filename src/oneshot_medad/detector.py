@@ -29,7 +29,7 @@ from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
 from oneshot_medad.images.sanity import Oddities, Watcher, copies, faint, saturated
 from oneshot_medad.model_selection import normal_rows
 from oneshot_medad.persistence.describe import provenance, stamp
-from oneshot_medad.predictions import Predictions
+from oneshot_medad.results.predictions import Predictions
 from oneshot_medad.scoring import fit_scorer
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views

@@ -324,10 +324,10 @@ class Shareable(Parameters, Copyable):
             overlay(
                 (image.permute(1, 2, 0) * 255).round().byte().numpy(), heatmap, self.threshold_, mask.bool().numpy()
             )
-            for image, mask, (_, heatmap, _) in zip(images, masks, found, strict=True)
+            for image, mask, (_, heatmap, *_) in zip(images, masks, found, strict=True)
         ]
         file = BytesIO()
-        contact_sheet(pictures, [f"drawn anomaly, score {score:.2f}" for score, _, _ in found]).save(file, "PNG")
+        contact_sheet(pictures, [f"drawn anomaly, score {score:.2f}" for score, *_ in found]).save(file, "PNG")
         return file.getvalue()
 
     def _calibrated(self, name: str) -> Any:

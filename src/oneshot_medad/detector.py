@@ -252,6 +252,7 @@ class AnomalyDetector(Measurable):
             dict(sources.left_out),
             positions,
             Limits.of(self._calibration),
+            poses,
         )
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 from backbone_repos import SMALL_CLIP, SMALL_DD, clip_repo, medvae_repo, small_spec
 from PIL import Image
 
-from oneshot_medad import AnomalyDetector, cli
+from oneshot_medad import AnomalyDetector, _predicting, cli
 from oneshot_medad.backbones import specs
 from oneshot_medad.backbones.specs import SPEC, BackboneSpec
 
@@ -211,17 +211,17 @@ def test_what_goes_wrong_ends_in_one_line(fitted, scans, monkeypatch, capsys):
     assert said.count("\n") == 1
 
     monkeypatch.setattr(cli, "CHUNK", 2)
-    score = AnomalyDetector._score
+    score = _predicting.score
 
-    def interrupted(self, images):
+    def interrupted(fitted, images, fetch):
         if (scans / "out" / "heatmaps").exists():
             raise KeyboardInterrupt
-        return score(self, images)
+        return score(fitted, images, fetch)
 
-    monkeypatch.setattr(AnomalyDetector, "_score", interrupted)
+    monkeypatch.setattr(_predicting, "score", interrupted)
     assert run(monkeypatch, *predict, scans / "out") == 130
     assert "2 images are in" in capsys.readouterr().err
-    monkeypatch.setattr(AnomalyDetector, "_score", score)
+    monkeypatch.setattr(_predicting, "score", score)
     assert run(monkeypatch, *predict, scans / "out", "--json") == 0
     assert json.loads(capsys.readouterr().out)["images"] == 4
     assert len((scans / "out" / "scores.csv").read_text().splitlines()) == 5

@@ -59,7 +59,7 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     from oneshot_medad import config
 
     monkeypatch.setitem(config.RECIPES, "default", small)
-    monkeypatch.setattr(cli, "CHUNK", 3)
+    monkeypatch.setattr(cli.predictions, "CHUNK", 3)
     detector = scans / "detector"
     assert run(monkeypatch, "fit", scans / "support.png", "--out", detector, "--modality", "brain MRI", "--json") == 0
     assert json.loads(capsys.readouterr().out)["n_support"] == 1
@@ -210,7 +210,7 @@ def test_what_goes_wrong_ends_in_one_line(fitted, scans, monkeypatch, capsys):
     assert said.startswith("FileExistsError: ")
     assert said.count("\n") == 1
 
-    monkeypatch.setattr(cli, "CHUNK", 2)
+    monkeypatch.setattr(cli.predictions, "CHUNK", 2)
     score = _predicting.score
 
     def interrupted(fitted, images, fetch):
@@ -313,7 +313,7 @@ def test_volumes_and_archives(fitted, sample, monkeypatch, tmp_path, capsys):
     import nibabel
     from PIL import Image
 
-    monkeypatch.setattr(cli, "CHUNK", 1)
+    monkeypatch.setattr(cli.predictions, "CHUNK", 1)
     detector = copy.copy(fitted)
     detector.intensity_range = (0, 255)
     detector.save_pretrained(tmp_path / "detector")

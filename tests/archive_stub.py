@@ -32,8 +32,8 @@ class StubDetector(AnomalyDetector):
 
     def _score(
         self, fitted: FittedDetector, images: list[MedicalImage], fetch: bool
-    ) -> Iterator[tuple[float, np.ndarray, float]]:
+    ) -> Iterator[tuple[float, np.ndarray, float, str]]:
         for image in images:
             time.sleep(self.seconds)
             field = to_field(image.pixels, fitted.networks.spec.image_px, image.aspect)
-            yield float(field.mean()), field[0].numpy().copy(), 1.0
+            yield float(field.mean()), field[0].numpy().copy(), 1.0, ""

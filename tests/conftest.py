@@ -50,8 +50,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def score(
         fitted: FittedDetector, images: list[MedicalImage], fetch: bool
-    ) -> Iterator[tuple[float, np.ndarray, float]]:
+    ) -> Iterator[tuple[float, np.ndarray, float, str]]:
         for image in images:
-            yield float(image.pixels.mean()), image.pixels[0].numpy().copy(), 1.0
+            yield float(image.pixels.mean()), image.pixels[0].numpy().copy(), 1.0, ""
 
     monkeypatch.setattr(_predicting, "score", score)

@@ -25,7 +25,7 @@ from oneshot_medad.operating import with_points
 from oneshot_medad.persistence.card import model_card
 from oneshot_medad.persistence.describe import check_files, fingerprint, pack, provenance, stored_spec, unpack
 from oneshot_medad.persistence.folder import CONFIG, MODEL
-from oneshot_medad.persistence.hub import download, upload
+from oneshot_medad.persistence.hub import download, upload, upload_space
 from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
 from oneshot_medad.persistence.store import Stored, check_said, read_folder, write_folder
 from oneshot_medad.scoring import Scorer
@@ -118,6 +118,7 @@ class Shareable(Parameters, Copyable):
         include_backbones: bool = False,
         anomaly_sheet: bool = False,
         commit_message: str = "Upload detector",
+        space: bool = False,
     ) -> str:
         """Save to the Hugging Face Hub in one commit; the repository is made if it does not exist.
 
@@ -133,6 +134,8 @@ class Shareable(Parameters, Copyable):
             As for `save_pretrained`.
         commit_message
             Of the commit.
+        space
+            Also write a page for the browser, a Space of the same name that loads this commit: `space.app`.
 
         Returns
         -------
@@ -148,7 +151,10 @@ class Shareable(Parameters, Copyable):
         with TemporaryDirectory() as scratch:
             folder = Path(scratch) / "detector"
             self._save(folder, repo_id, license, modality, include_backbones, anomaly_sheet)
-            return upload(folder, repo_id, private, token, commit_message)
+            address = upload(folder, repo_id, private, token, commit_message)
+        if space:
+            upload_space(address, self.provenance_["versions"], private, token)
+        return address
 
     @property
     def threshold_(self) -> float:

@@ -1,0 +1,87 @@
+"""What an installation takes on the disk, and what of it a fit, a prediction and a report import.
+
+python -m benchmarks size --out benchmarks/results/size.json
+
+Run it in the environment to be measured, which holds nothing but the package. Of PyTorch's build for GPUs the parts that
+its build for CPUs lacks are counted apart: the packages of CUDA, and the libraries in torch's own folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+SCRIPT = """
+import json, sys, tempfile
+from importlib.metadata import packages_distributions
+from oneshot_medad import AnomalyDetector, Recipe, datasets
+sample = datasets.load_sample(n_normal=1, n_abnormal=1)
+recipe = Recipe(n_views=4, n_lesions=4, n_held=3, n_steps=2, batch_size=3)
+detector = AnomalyDetector(recipe=recipe, random_state=0).fit(sample.support)
+with tempfile.TemporaryDirectory() as folder:
+    detector.save_pretrained(f"{folder}/detector")
+    AnomalyDetector.from_pretrained(f"{folder}/detector").predict(sample.images).to_html(f"{folder}/report.html")
+of = packages_distributions()
+print(json.dumps(sorted({d for name in sys.modules for d in of.get(name.split(".")[0], [])} | {"medvae", "nilearn"})))
+"""
+"""medvae's modules are a copy of our own in ``sys.modules``, and nilearn holds the sample's brain, a file."""
+
+CUDA = re.compile(r"(nvidia|cuda|triton)\b")
+CUDA_PARTS = re.compile(r"torch/lib/lib(torch_cuda|torch_nvshmem|c10_cuda|caffe2_nvrtc)")
+MIB = 2**20
+
+
+def sizes(distribution: Distribution) -> dict[str, float]:
+    """MiB of a distribution's files: code and data, bytecode, and what serves GPUs alone."""
+    found = {"files": 0.0, "bytecode": 0.0, "cuda": 0.0}
+    whole = CUDA.match(distribution.metadata["Name"])
+    for file in distribution.files or []:
+        path = Path(str(file.locate()))
+        if path.is_file():
+            kind = "cuda" if whole or CUDA_PARTS.search(str(file)) else "files"
+            found["bytecode" if path.suffix == ".pyc" and not whole else kind] += path.stat().st_size / MIB
+    return found
+
+
+def measure() -> dict[str, object]:
+    """Sizes of all distributions of this environment, and which of them are imported."""
+    imported = json.loads(subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True).stdout)
+    found = {d.metadata["Name"]: sizes(d) for d in distributions()}
+    return {"python": sys.version.split()[0], "platform": sys.platform, "imported": imported, "sizes": found}
+
+
+def table(found: dict) -> str:
+    """Markdown: totals, and the largest distributions that nothing imports."""
+    of = found["sizes"]
+
+    def total(names, *kinds):
+        return sum(of[name][kind] for name in names for kind in kinds)
+
+    used = [name for name in of if name in found["imported"]]
+    rest = [name for name in of if name not in found["imported"] and not CUDA.match(name)]
+    lines = ["| what | MiB |", "|---|---|"]
+    lines += [
+        f"| all, with PyTorch's build for GPUs | {total(of, 'files', 'bytecode', 'cuda'):.0f} |",
+        f"| the same without what serves GPUs alone | {total(of, 'files', 'bytecode'):.0f} |",
+        f"| and without bytecode (`--no-compile`) | {total(of, 'files'):.0f} |",
+        f"| of that imported by fit, predict, save, load and report | {total(used, 'files'):.0f} |",
+        f"| of that never imported | {total(rest, 'files'):.0f} |",
+    ]
+    largest = sorted(rest, key=lambda name: -of[name]["files"])[:6]
+    lines += [f"| - {name} | {of[name]['files']:.0f} |" for name in largest]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    """Write JSON and a Markdown table beside it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks size", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    found = measure()
+    args.out.write_text(json.dumps(found, indent=1, default=lambda value: round(value, 2)) + "\n")
+    args.out.with_suffix(".md").write_text(table(found))

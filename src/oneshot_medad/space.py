@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def app(source: str | Path | AnomalyDetector, *, revision: str | None = None) ->
         said = gradio.Markdown(elem_id="said")
         table = gradio.Dataframe(headers=HEAD, interactive=False, elem_id="table")
         label = "Image, heatmap, both; the threshold has the middle of the colours"
-        gallery = gradio.Gallery(label=label, columns=2, format="png", elem_id="gallery")
+        gallery = gradio.Gallery(label=label, columns=2, object_fit="contain", format="png", elem_id="gallery")
         shown = [table, gallery, said]
         button.click(judge, [files, slider], [kept, *shown])
         slider.input(move, [kept, slider], shown, trigger_mode="always_last")
@@ -109,7 +110,14 @@ def _predict(detector: AnomalyDetector, files: list[str]) -> Predictions:
             f"Got {len(sources)} images; this page takes {MOST} at a time. Use the command line for more."
         )
     found = detector.predict(sources, on_error="record")
-    return replace(found, names=[name.rsplit("/", 1)[-1] for name in found.names])
+    folders = {f"{Path(file).parent}{os.sep}" for file in files}
+
+    def bare(text: str) -> str:
+        for folder in folders:
+            text = text.replace(folder, "")
+        return text
+
+    return replace(found, names=[*map(bare, found.names)], reasons=[*map(bare, found.reasons)])
 
 
 def _told(found: Predictions, threshold: float) -> tuple[list, list, str]:
@@ -126,4 +134,4 @@ def _told(found: Predictions, threshold: float) -> tuple[list, list, str]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"

@@ -1,9 +1,9 @@
-"""``python -m benchmarks run …``, ``… transfer …``, ``… ceiling …``, ``… speed …``, ``… size …`` and ``… tables``."""
+"""``python -m benchmarks`` and one of `COMMANDS`, each a module of this folder."""
 
 import sys
 from importlib import import_module
 
-COMMANDS = ("run", "transfer", "ceiling", "speed", "size", "tables")
+COMMANDS = ("run", "transfer", "peaks", "refusals", "ceiling", "speed", "size", "tables")
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:

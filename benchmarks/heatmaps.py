@@ -17,14 +17,15 @@ COUNT = 3
 def draw(path: Path, three: bool = False) -> None:
     """Fit on the sample's normal slice and draw the extremes of both kinds, true outlines in green.
 
-    ``three`` draws a normal slice (the median) and the abnormal ones with the highest and the lowest score, in full size.
+    ``three`` draws the median normal slice and the abnormal ones with the highest and the lowest score, in full size.
     """
     sample = datasets.load_sample()
     found = AnomalyDetector(random_state=0).fit(sample.support).predict(sample.images)
     order, abnormal = np.argsort(found.scores), np.asarray(sample.labels) == 1
     hits, normals = order[abnormal[order]][::-1], order[~abnormal[order]]
     if three:
-        chosen = [("normal, median", normals[[len(normals) // 2]]), ("abnormal, highest", hits), ("abnormal, lowest", hits[::-1])]
+        median = normals[[len(normals) // 2]]
+        chosen = [("normal, median", median), ("abnormal, highest", hits), ("abnormal, lowest", hits[::-1])]
     else:
         chosen = [
             ("abnormal, highest score", hits),

@@ -2,8 +2,8 @@
 
 python -m benchmarks size --out benchmarks/results/size.json
 
-Run it in the environment to be measured, which holds nothing but the package. Of PyTorch's build for GPUs the parts that
-its build for CPUs lacks are counted apart: the packages of CUDA, and the libraries in torch's own folder.
+Run it in the environment to be measured, which holds nothing but the package. Of PyTorch's build for GPUs the parts
+that its build for CPUs lacks are counted apart: the packages of CUDA, and the libraries in torch's own folder.
 """
 
 from __future__ import annotations

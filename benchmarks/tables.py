@@ -60,7 +60,7 @@ def mean(values: list[float]) -> str:
 
 
 def overview(found: dict, chinese: bool = False) -> str:
-    """One normal image, image AUROC of every collection and method, beside what the pre-training has seen of its kind."""
+    """Image AUROC of every collection and method from one image, beside what the pre-training has seen of its kind."""
     methods = list(dict.fromkeys(m for rows in found.values() for m in rows if m.endswith(" 1")))
     heads = [METHODS.get(m.removesuffix(" 1"), (m.removesuffix(" 1"),) * 2)[chinese] for m in methods]
     lines = [

@@ -17,7 +17,7 @@ from oneshot_medad.images.read import MedicalImage, expand, name_of, read_image
 from oneshot_medad.images.sanity import listed
 
 if TYPE_CHECKING:
-    from oneshot_medad.predictions import Predictions
+    from oneshot_medad.results.predictions import Predictions
 
 _RULES = {
     "none": "there is none",

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from oneshot_medad.regions import Region
-from oneshot_medad.results.verdicts import held_back
-from oneshot_medad.visualize import blend, colours
+from oneshot_medad.results.pictures import blend, colours
+from oneshot_medad.results.regions import Region
+from oneshot_medad.verdicts import held_back
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,7 +13,7 @@ from oneshot_medad.errors import ExtraError, NotFittedError, OneShotError
 from oneshot_medad.images.expand import expand
 
 if TYPE_CHECKING:
-    from oneshot_medad.predictions import Predictions
+    from oneshot_medad.results.predictions import Predictions
 
 MOST = 200
 """Images, slices or frames that the page takes at a time; whoever has more is better served by the command line."""

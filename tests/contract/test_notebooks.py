@@ -1,4 +1,4 @@
-"""Every tutorial runs from top to bottom, offline, with its fits shortened; all are stored with the outputs of a whole run."""
+"""Every tutorial runs from top to bottom, offline, with its fits shortened; each is stored with the outputs of a run."""
 
 import tempfile
 from pathlib import Path
@@ -24,8 +24,6 @@ def test_notebooks_are_stored_with_the_outputs_of_one_run(path):
     text = path.read_text(encoding="utf-8")
     assert "/tmp/" not in text  # nothing of the machine
     assert len(text) < MOST
-
-
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ def test_tables_of_runs_are_those_of_their_json(name):
 def test_the_table_of_transfer_is_that_of_its_json():
     found = read("transfer")["found"]
     columns = list(dict.fromkeys(c for rows in found.values() for c in rows if c != "probe"))
-    shots, methods = (list(dict.fromkeys(kind(c.rsplit(" ", 1)[i]) for c in columns)) for kind, i in ((int, 1), (str, 0)))
+    methods, shots = zip(*(column.rsplit(" ", 1) for column in columns), strict=True)
+    shots, methods = [int(k) for k in dict.fromkeys(shots)], list(dict.fromkeys(methods))
     assert transfer.table(found, shots, methods) == tables.made("transfer")
 
 

@@ -13,12 +13,23 @@ import json
 import re
 import subprocess
 import sys
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, distributions, packages_distributions
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 SCRIPT = """
 import json, sys, tempfile
 from importlib.metadata import packages_distributions
+
+class Absent:
+    names = set(json.loads(sys.argv[1]))
+    def find_spec(self, name, path=None, target=None):
+        if name in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
 from oneshot_medad import AnomalyDetector, Recipe, datasets
 sample = datasets.load_sample(n_normal=1, n_abnormal=1)
 recipe = Recipe(n_views=4, n_lesions=4, n_held=3, n_steps=2, batch_size=3)
@@ -29,7 +40,14 @@ with tempfile.TemporaryDirectory() as folder:
 of = packages_distributions()
 print(json.dumps(sorted({d for name in sys.modules for d in of.get(name.split(".")[0], [])} | {"medvae", "nilearn"})))
 """
-"""medvae's modules are a copy of our own in ``sys.modules``, and nilearn holds the sample's brain, a file."""
+"""Runs as if what the short list leaves out were not installed, so that it fails if any of that is needed.
+
+medvae's modules are a copy of our own in ``sys.modules``, and nilearn holds the sample's brain, a file.
+"""
+
+LIGHT = Path(__file__).parents[1] / "requirements-light.txt"
+ALONE = ("oneshot-medad", "medvae", "open_clip_torch", "pip")
+"""Installed beside the short list, without what they declare."""
 
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")
 CUDA_PARTS = re.compile(r"torch/lib/lib(torch_cuda|torch_nvshmem|c10_cuda|caffe2_nvrtc)")
@@ -48,11 +66,35 @@ def sizes(distribution: Distribution) -> dict[str, float]:
     return found
 
 
+def light(installed: dict[str, Distribution]) -> set[str]:
+    """Names of what the short list and PyTorch bring, with all that those require here."""
+    asked = [line for line in LIGHT.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    left, found = [Requirement(line) for line in ["torch", "torchvision", *asked]], set(map(canonicalize_name, ALONE))
+    while left:
+        requirement = left.pop()
+        name = canonicalize_name(requirement.name)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and name in installed and name not in found:
+            found.add(name)
+            left += map(Requirement, installed[name].requires or [])
+    return found
+
+
 def measure() -> dict[str, object]:
-    """Sizes of all distributions of this environment, and which of them are imported."""
-    imported = json.loads(subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True).stdout)
-    found = {d.metadata["Name"]: sizes(d) for d in distributions()}
-    return {"python": sys.version.split()[0], "platform": sys.platform, "imported": imported, "sizes": found}
+    """Sizes of all distributions of this environment, which are imported, and which the short list brings."""
+    installed = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
+    kept = light(installed)
+    of = packages_distributions()
+    absent = [name for name, owners in of.items() if not kept & set(map(canonicalize_name, owners))]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(absent)]
+    imported = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return {
+        "python": sys.version.split()[0],
+        "platform": sys.platform,
+        "imported": sorted(map(canonicalize_name, imported)),
+        "light": sorted(kept),
+        "sizes": {name: {k: round(v, 2) for k, v in sizes(d).items()} for name, d in sorted(installed.items())},
+    }
 
 
 def table(found: dict) -> str:
@@ -62,15 +104,17 @@ def table(found: dict) -> str:
     def total(names, *kinds):
         return sum(of[name][kind] for name in names for kind in kinds)
 
-    used = [name for name in of if name in found["imported"]]
+    used, kept = ([name for name in of if name in found[key]] for key in ("imported", "light"))
     rest = [name for name in of if name not in found["imported"] and not CUDA.match(name)]
     lines = ["| what | MiB |", "|---|---|"]
     lines += [
         f"| all, with PyTorch's build for GPUs | {total(of, 'files', 'bytecode', 'cuda'):.0f} |",
         f"| the same without what serves GPUs alone | {total(of, 'files', 'bytecode'):.0f} |",
         f"| and without bytecode (`--no-compile`) | {total(of, 'files'):.0f} |",
+        f"| with `requirements-light.txt` | {total(kept, 'files', 'bytecode'):.0f} |",
+        f"| with it and without bytecode | {total(kept, 'files'):.0f} |",
         f"| of that imported by fit, predict, save, load and report | {total(used, 'files'):.0f} |",
-        f"| of that never imported | {total(rest, 'files'):.0f} |",
+        f"| what is never imported | {total(rest, 'files'):.0f} |",
     ]
     largest = sorted(rest, key=lambda name: -of[name]["files"])[:6]
     lines += [f"| - {name} | {of[name]['files']:.0f} |" for name in largest]
@@ -83,5 +127,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
     found = measure()
-    args.out.write_text(json.dumps(found, indent=1, default=lambda value: round(value, 2)) + "\n")
+    args.out.write_text(json.dumps(found, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(found))

@@ -1,4 +1,4 @@
-"""Every tutorial runs from top to bottom, offline, with its fits shortened; each is stored with the outputs of a run."""
+"""Every tutorial runs from top to bottom, offline, with its fits shortened; each is stored with outputs of a run."""
 
 import tempfile
 from pathlib import Path

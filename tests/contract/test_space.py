@@ -42,7 +42,7 @@ def served(fitted, hub, tmp_path):
     app = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        for _ in range(900):
             assert app.poll() is None, (tmp_path / "log").read_text()
             try:
                 urllib.request.urlopen(address, timeout=5).read()
@@ -75,7 +75,7 @@ def test_upload_judge_and_move_the_threshold_in_a_browser(served, fitted, sample
         return browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(until):
-        return WebDriverWait(browser, 120, ignored_exceptions=[Exception]).until(lambda _: until())
+        return WebDriverWait(browser, 300, ignored_exceptions=[Exception]).until(lambda _: until())
 
     def rows():
         cells = all_of("#table")[0].text.splitlines()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from oneshot_medad.calibration import RULES
 from oneshot_medad.detector import AnomalyDetector
-from oneshot_medad.errors import ExtraError, NotFittedError, OneShotError
+from oneshot_medad.errors import ExtraError, OneShotError
 from oneshot_medad.images.expand import expand
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ def app(source: str | Path | AnomalyDetector, *, revision: str | None = None) ->
     except ImportError as error:
         raise ExtraError('The page needs gradio: pip install "oneshot-medad[space]".') from error
     if isinstance(source, AnomalyDetector):
-        if not hasattr(source, "provenance_"):
-            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) first.")
         detector, place = source, "A detector"
     else:
         detector = AnomalyDetector.from_pretrained(source, revision=revision)

@@ -69,6 +69,9 @@ class Predictions:
         Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
     volume_limits
         What volumes are judged by; None takes the limits for single images.
+    poses
+        How each image lies if that is unlike the normal ones, as in "turned by 90 degrees"; empty for all others. It
+        is said among the reasons and changes no verdict.
     """
 
     scores: np.ndarray
@@ -87,6 +90,7 @@ class Predictions:
     left_out: dict[str, int] = field(default_factory=dict)
     positions: list[float | None] = field(default_factory=list)
     volume_limits: Limits | None = None
+    poses: list[str] = field(default_factory=list)
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.

@@ -21,15 +21,16 @@ from packaging.utils import canonicalize_name
 
 SCRIPT = """
 import json, sys, tempfile
+from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 
-class Absent:
-    names = set(json.loads(sys.argv[1]))
-    def find_spec(self, name, path=None, target=None):
-        if name in self.names:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Without(PathFinder):
+    hidden = set(json.loads(sys.argv[1]))
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in cls.hidden else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 from oneshot_medad import AnomalyDetector, Recipe, datasets
 sample = datasets.load_sample(n_normal=1, n_abnormal=1)
 recipe = Recipe(n_views=4, n_lesions=4, n_held=3, n_steps=2, batch_size=3)
@@ -85,7 +86,8 @@ def measure() -> dict[str, object]:
     installed = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
     kept = light(installed)
     of = packages_distributions()
-    absent = [name for name, owners in of.items() if not kept & set(map(canonicalize_name, owners))]
+    left_out = [name for name, owners in of.items() if not kept & set(map(canonicalize_name, owners))]
+    absent = [name for name in left_out if name not in sys.stdlib_module_names]  # one is named as Python's argparse
     command = [sys.executable, "-c", SCRIPT, json.dumps(absent)]
     imported = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return {

@@ -1,20 +1,11 @@
-"""``python -m benchmarks run …``, ``… transfer …``, ``… peaks …``, ``… refusals …``,
-``… ceiling …`` and ``… speed …``."""
+"""``python -m benchmarks`` and one of `COMMANDS`, each a module of this folder."""
 
 import sys
+from importlib import import_module
 
-from benchmarks import ceiling, peaks, refusals, run, speed, transfer
-
-COMMANDS = {
-    "run": run.main,
-    "transfer": transfer.main,
-    "peaks": peaks.main,
-    "refusals": refusals.main,
-    "ceiling": ceiling.main,
-    "speed": speed.main,
-}
+COMMANDS = ("run", "transfer", "peaks", "refusals", "ceiling", "speed", "size", "tables")
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
         sys.exit(f"usage: python -m benchmarks {{{','.join(COMMANDS)}}} --help")
-    COMMANDS[sys.argv[1]](sys.argv[2:])
+    import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])

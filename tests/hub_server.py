@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+
+import yaml
 
 LARGE = 1 << 16
 """Files from this size on are LFS files."""
@@ -45,6 +47,14 @@ class Hub:
         Tried in order before anything else.
     requests
         Every request as "METHOD path".
+    downloads
+        Of repositories, as a listing states and sorts them.
+    page
+        Repositories on one page of a listing.
+    index_apart
+        Whether a listing states the card's model index beside its other data, or among them.
+
+    A Space is the repository "spaces/owner/name".
     """
 
     url: str = ""
@@ -52,6 +62,9 @@ class Hub:
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    downloads: dict[str, int] = field(default_factory=dict)
+    page: int = 2
+    index_apart: bool = True
 
     def put(self, repo: str, files: dict[str, bytes]) -> str:
         """Commit ``files`` on top of what ``repo`` holds."""
@@ -131,7 +144,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         asked = json.loads(self._body())
-        repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        kind = "spaces/" if asked.get("type") == "space" else ""
+        if kind and asked.get("sdk") != "gradio":
+            self._refuse(400)
+            return
+        repo = f"{kind}{asked.get('organization') or 'me'}/{asked['name']}"
         status = 409 if repo in self.hub.commits else 200
         self.hub.commits.setdefault(repo, [("0" * 40, {})])
         self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo}, status)
@@ -149,7 +166,29 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(404, "RevisionNotFound" if repo in self.hub.commits else "RepoNotFound")
             return
         commit, files = found
-        self._json({"id": repo, "sha": commit, "private": False, "siblings": [{"rfilename": name} for name in files]})
+        siblings = [{"rfilename": name} for name in files]
+        self._json({"id": repo.removeprefix("spaces/"), "sha": commit, "private": False, "siblings": siblings})
+
+    def list(self) -> None:
+        """Models whose library or tags hold all filters, a page at a time, and the address of the next."""
+        asked = parse_qs(urlsplit(self.path).query)
+        found = []
+        for repo in self.hub.commits:
+            card = front_matter(self.hub.at(repo, "main")[1].get("README.md", b""))
+            labels = [*(card.get("tags") or []), card.get("library_name")]
+            owner = asked.get("author", [repo.split("/")[0]])[0]
+            if repo.startswith(f"{owner}/") and set(asked.get("filter", [])) <= set(labels) and owner != "spaces":
+                index = card.pop("model-index", None) if self.hub.index_apart else None
+                entry = {"id": repo, "downloads": self.hub.downloads.get(repo, 0), "likes": 0, "private": False}
+                entry |= {"tags": labels, "lastModified": "2026-01-02T03:04:05.000Z", "model-index": index}
+                found.append(entry | ({"cardData": card} if asked.get("cardData") else {}))
+        if asked.get("sort") == ["downloads"]:
+            found.sort(key=lambda entry: -entry["downloads"])
+        start = int(asked.get("cursor", ["0"])[0])
+        query = urlencode({**asked, "cursor": start + self.hub.page}, doseq=True)
+        more = {"Link": f'<{self.hub.url}/api/models?{query}>; rel="next"'} if found[start + self.hub.page :] else {}
+        content = json.dumps(found[start : start + self.hub.page]).encode()
+        self._send(200, content, {"Content-Type": "application/json", **more})
 
     def tree(self, repo: str, revision: str) -> None:
         found = self.hub.at(repo, revision)
@@ -228,8 +267,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 REPO, REVISION = r"([\w.-]+/[\w.-]+)", r"([\w.-]+)"
+SPACE = r"(spaces/[\w.-]+/[\w.-]+)"
 ROUTES = [
     (r"POST /api/repos/create", Handler.create),
+    (r"GET /api/models", Handler.list),
+    (rf"GET /api/{SPACE}", Handler.info),
+    (rf"GET /api/{SPACE}/revision/{REVISION}", Handler.info),
+    (rf"POST /api/{SPACE}/preupload/{REVISION}", Handler.preupload),
+    (rf"POST /api/{SPACE}/commit/{REVISION}", Handler.commit),
     (r"GET /api/whoami-v2", Handler.whoami),
     (r"POST /api/validate-yaml", Handler.validate_yaml),
     (rf"GET /api/models/{REPO}", Handler.info),
@@ -241,6 +286,12 @@ ROUTES = [
     (r"PUT /lfs/(\w+)", Handler.lfs_put),
     (rf"(?:GET|HEAD) /{REPO}/resolve/{REVISION}/(.+)", Handler.resolve),
 ]
+
+
+def front_matter(card: bytes) -> dict:
+    """The YAML between the first two lines of dashes."""
+    parts = card.decode().split("---\n", 2)
+    return yaml.safe_load(parts[1]) if len(parts) == 3 else {}
 
 
 def _etag(data: bytes, lfs: bool | None = None) -> str:

@@ -19,7 +19,9 @@ _PLACES = {
     "errors": "errors",
     "evaluation": "evaluation",
     "model_selection": "model_selection",
+    "search": "persistence.gallery",
     "slices": "images.expand",
+    "space": "space",
 }
 __all__ = [*_PLACES, "__version__"]
 
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
     from oneshot_medad import errors as errors
     from oneshot_medad import evaluation as evaluation
     from oneshot_medad import model_selection as model_selection
+    from oneshot_medad import space as space
     from oneshot_medad.backbones.specs import BackboneSpec as BackboneSpec
     from oneshot_medad.backbones.specs import HubWeights as HubWeights
     from oneshot_medad.config import Recipe as Recipe
     from oneshot_medad.detector import AnomalyDetector as AnomalyDetector
     from oneshot_medad.images.expand import slices as slices
+    from oneshot_medad.persistence.gallery import search as search
     from oneshot_medad.results.predictions import Predictions as Predictions
 
 

@@ -17,7 +17,7 @@ from oneshot_medad.errors import PersistenceError
 from oneshot_medad.fitted import FittedDetector, Networks
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.images.read import MedicalImage
-from oneshot_medad.persistence.hub import download, upload
+from oneshot_medad.persistence.hub import download, upload, upload_space
 from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
 from oneshot_medad.persistence.save import load_detector, save_detector
 from oneshot_medad.provenance import provenance
@@ -98,6 +98,7 @@ def push_to_hub(
     include_backbones: bool = False,
     anomaly_sheet: bool = False,
     commit_message: str = "Upload detector",
+    space: bool = False,
 ) -> str:
     """Save to the Hugging Face Hub in one commit; the repository is made if it does not exist.
 
@@ -113,6 +114,8 @@ def push_to_hub(
         As for `save_pretrained`.
     commit_message
         Of the commit.
+    space
+        Also write a page for the browser, a Space of the same name that loads this commit: `space.app`.
 
     Returns
     -------
@@ -129,7 +132,10 @@ def push_to_hub(
         folder = Path(scratch) / "detector"
         said = {"license": license, "modality": modality}
         _save(self, folder, repo_id, said, include_backbones, anomaly_sheet)
-        return upload(folder, repo_id, private, token, commit_message)
+        address = upload(folder, repo_id, private, token, commit_message)
+    if space:
+        upload_space(address, self.provenance_["versions"], private, token)
+    return address
 
 
 def from_pretrained(

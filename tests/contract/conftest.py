@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from browsers import CHROMIUM, DRIVER
 from hub_server import serving
 
 from oneshot_medad import _hub
@@ -33,3 +34,19 @@ def no_backoff(monkeypatch):
 
     # its own reference alone: the module's function is everybody's, a browser driver's that waits for its port too
     monkeypatch.setattr(http, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
+
+
+@pytest.fixture
+def browser(tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    flags = "headless=new no-sandbox disable-gpu disable-background-networking disable-component-update disable-sync"
+    for flag in [*flags.split(), f"user-data-dir={tmp_path / 'profile'}", "window-size=1280,900"]:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()

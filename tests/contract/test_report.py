@@ -2,11 +2,11 @@
 
 import csv
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browsers import CHROMIUM, DRIVER
 from PIL import Image
 
 from oneshot_medad import Predictions, slices
@@ -16,8 +16,6 @@ from oneshot_medad.operating import with_points
 from oneshot_medad.results.reading import read_reading
 
 EVIL = '<img src=x onerror="document.title=1">&quot;.png'
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 
 
 @pytest.fixture
@@ -113,22 +111,6 @@ def test_a_report_of_bare_predictions_says_what_is_not_known(tmp_path):
     assert "Not measured" in page.text
     assert "not known" in page.text
     assert "p-value" not in "".join(attrs.get("data-key", "") for _, attrs in page.found)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    flags = "headless=new no-sandbox disable-gpu disable-background-networking disable-component-update disable-sync"
-    for flag in [*flags.split(), f"user-data-dir={tmp_path / 'profile'}", "window-size=1280,900"]:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.mark.slow

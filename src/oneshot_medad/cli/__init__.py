@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from oneshot_medad._names import printable
-from oneshot_medad.cli import archive, calibrate, demo, detectors, predictions, pretrain, study
+from oneshot_medad.cli import archive, calibrate, demo, detectors, predictions, pretrain, search, study
 
 app = typer.Typer(
     help="One-shot medical anomaly detection. Research use only, not a medical device.",
@@ -43,6 +43,7 @@ for command in (
     detectors.evaluate,
     detectors.info,
     detectors.push,
+    search.search,
     demo.demo,
     detectors.download,
     calibrate.calibrate,

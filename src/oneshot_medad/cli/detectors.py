@@ -92,10 +92,11 @@ def push(
     private: Annotated[bool, typer.Option(help="Of a new repository.")] = True,
     license: Annotated[str | None, typer.Option(help="Of the detector, for its card.")] = None,  # noqa: A002
     modality: Annotated[str | None, typer.Option(help="What the images are, for the card.")] = None,
+    space: Annotated[bool, typer.Option("--space", help="Also a page for the browser, as a Space.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Share a detector on the Hugging Face Hub."""
-    address = load(detector, None).push_to_hub(repo, private=private, license=license, modality=modality)
+    address = load(detector, None).push_to_hub(repo, private=private, license=license, modality=modality, space=space)
     tell(address, {"commit": address}, as_json)
 
 

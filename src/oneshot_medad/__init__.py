@@ -18,6 +18,7 @@ _PLACES = {
     "datasets": "datasets",
     "errors": "errors",
     "evaluation": "evaluation",
+    "load_exported": "export.run",
     "model_selection": "model_selection",
     "search": "persistence.gallery",
     "slices": "images.expand",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from oneshot_medad.backbones.specs import HubWeights as HubWeights
     from oneshot_medad.config import Recipe as Recipe
     from oneshot_medad.detector import AnomalyDetector as AnomalyDetector
+    from oneshot_medad.export.run import load_exported as load_exported
     from oneshot_medad.images.expand import slices as slices
     from oneshot_medad.persistence.gallery import search as search
     from oneshot_medad.results.predictions import Predictions as Predictions

@@ -17,7 +17,7 @@ from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import BLANK, MedicalImage, read_image
 from oneshot_medad.images.sanity import Watcher
-from oneshot_medad.persistence.describe import fingerprint_of
+from oneshot_medad.persistence.describe import origin
 from oneshot_medad.provenance import stamp
 from oneshot_medad.results.predictions import Predictions
 from oneshot_medad.studies.limits import Limits
@@ -88,15 +88,7 @@ def predict_sources(
         spacings,
         sources,
         intensity_range,
-        {
-            "detector_sha256": fingerprint_of(fitted, fetch),
-            "backbone": fitted.networks.spec.name,
-            "n_support": fitted.n_support,
-            "threshold_rule": calibration["rule"],
-            "calibration": fitted.stated(),
-            "evaluation": fitted.evaluation,
-            **stamp(),
-        },
+        {**origin(fitted, fetch), **stamp()},
         calibration["uncertain_from"],
         similarities,
         calibration["least_similarity"],

@@ -203,6 +203,42 @@ def from_pretrained(
     return detector
 
 
+def export(self: AnomalyDetector, form: str, path: str | Path) -> Path:
+    """Write the fitted detector as one file that runs without torch; `load_exported` reads it.
+
+    It holds everything from the square field to heatmap, score and similarity: frozen networks, references, fusion,
+    thresholds. A fit or a calibration is not possible with it.
+
+    Parameters
+    ----------
+    form
+        ``"onnx"`` (opset 18, run by onnxruntime) or ``"openvino"`` (run by OpenVINO).
+    path
+        The file; one that is there is replaced.
+
+    Returns
+    -------
+    The file.
+
+    Raises
+    ------
+    NotFittedError
+        `fit` has not been called.
+    ConfigError
+        No such format.
+    ExtraError
+        The packages of the extra ``[onnx]`` or ``[openvino]`` are missing.
+    PersistenceError
+        Eight probe images get other scores or heatmaps than from torch in single precision, by more than 1e-4 on the
+        shown scale; nothing is written then.
+    """
+    from oneshot_medad.export.write import write
+
+    fitted, fetch = self._ready(), self.fetch == "always"
+    window = self.intensity_range
+    return write(Path(path), form, fitted, fetch, None if window is None else (float(window[0]), float(window[1])))
+
+
 def _save(
     detector: AnomalyDetector,
     folder: Path,

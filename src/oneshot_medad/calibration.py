@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from oneshot_medad.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 RULES = {
     "images": "It is the one for single images: no volumes were calibrated on. A volume has many slices, so a normal "

@@ -193,6 +193,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
     describe = _inspection.describe
     save_pretrained = _sharing.save_pretrained
     push_to_hub = _sharing.push_to_hub
+    export = _sharing.export
     from_pretrained = classmethod(_sharing.from_pretrained)
     get_params = _parameters.get_params
     set_params = _parameters.set_params

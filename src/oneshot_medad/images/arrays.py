@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from oneshot_medad.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def is_tensor(images: Any) -> bool:
+    """Whether this is a torch tensor; where torch was never imported there is none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(images, torch.Tensor)
 
 
 def of_tensor(images: torch.Tensor) -> Iterator[torch.Tensor]:

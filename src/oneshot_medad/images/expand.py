@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image as PILImage
 
 from oneshot_medad.errors import ImageError, ImageFileError, ImageTypeError, NoPictureError
 from oneshot_medad.images.address import Address
 from oneshot_medad.images.arrange import in_order, in_place
-from oneshot_medad.images.arrays import of_array, of_tensor
+from oneshot_medad.images.arrays import is_tensor, of_array, of_tensor
 from oneshot_medad.images.dicom import Dicom
 from oneshot_medad.images.files import File, Member, Series, Slice
 from oneshot_medad.images.folders import FOLDER, Search, images_in, is_image, is_index, said
@@ -189,7 +188,7 @@ def _expand(images: Any, search: Search) -> Iterator[Any]:
         yield from _expand_path(os.fsdecode(images), search)
     elif isinstance(images, (PILImage.Image, Slice, Member)):
         yield images
-    elif isinstance(images, torch.Tensor):
+    elif is_tensor(images):
         yield from of_tensor(images)
     elif hasattr(images, "read") or isinstance(images, (bytes, bytearray, memoryview)):
         raise ImageTypeError(

@@ -5,15 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-
-def fitted_size(size: tuple[int, int], side: int, aspect: float = 1.0) -> tuple[int, int]:
-    """(H, W) after scaling the longer edge to ``side``, at least 1.
-
-    ``aspect`` is the height of a pixel divided by its width: edges are as long as they are in the patient.
-    """
-    height, width = size[0] * aspect, size[1]
-    scale = side / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+from oneshot_medad.images.resample import fitted_size
 
 
 def to_field(pixels: torch.Tensor, side: int, aspect: float = 1.0) -> torch.Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image as PILImage
 
-from oneshot_medad._runtime import settle
 from oneshot_medad.errors import BlankImageError, ImageError, ImageFileError, ImageTypeError
+from oneshot_medad.images.arrays import is_tensor
 from oneshot_medad.images.expand import check_position, source_of
 from oneshot_medad.images.expand import expand as expand
 from oneshot_medad.images.expand import name_of as name_of
@@ -18,6 +17,9 @@ from oneshot_medad.images.files import File, Slice
 from oneshot_medad.images.open import open_stack, reading
 from oneshot_medad.images.raster import check_alone, from_pil
 from oneshot_medad.images.stack import Pixels, Window, see_through
+
+if TYPE_CHECKING:
+    import torch
 
 BLANK = "blank slice"
 """Reason given for a slice of a volume that holds nothing to score."""
@@ -55,6 +57,16 @@ class MedicalImage:
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
 
+class Values(NamedTuple):
+    """What `MedicalImage` holds, as NumPy has it: (H, W) or (H, W, 3) float32 in [0, 1]."""
+
+    values: np.ndarray
+    name: str
+    spacing: tuple[float, float] | None
+    aspect: float
+    position: float | None
+
+
 def read_image(source: Any, name: str = "image", intensity_range: tuple[float, float] | None = None) -> MedicalImage:
     """Read one entry of `expand`.
 
@@ -90,9 +102,21 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     >>> read_image(np.eye(4, dtype="uint8") * 255).pixels.shape
     torch.Size([3, 4, 4])
     """
+    import torch
+
+    from oneshot_medad._runtime import settle
+
     settle()
     if isinstance(source, MedicalImage):
         return source
+    values, *rest = read_values(source, name, intensity_range)
+    pixels = torch.from_numpy(values)
+    colours = pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return MedicalImage(colours, *rest)
+
+
+def read_values(source: Any, name: str = "image", intensity_range: tuple[float, float] | None = None) -> Values:
+    """`read_image` without torch: the same pixels and the same errors."""
     place, position = source_of(source), None
     if place is not None:
         name = str(place)
@@ -101,7 +125,7 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
         with reading(name):
             check_alone(source)
             found = from_pil(source, intensity_range)
-    elif isinstance(source, torch.Tensor):
+    elif is_tensor(source):
         with reading(name):
             found = _of_array(_array_of(source), intensity_range)
     else:
@@ -109,7 +133,7 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
         if mask is not None and np.any(mask):
             raise ImageError(f"Got {name} with masked pixels; wanted all of them. Fill them first: image.filled(0).")
         found = _of_array(np.asarray(source), intensity_range)
-    return MedicalImage(_to_tensor(found, name), name, found.spacing, found.aspect, position)
+    return Values(_checked(found, name), name, found.spacing, found.aspect, position)
 
 
 def _read_place(place: File | Slice, window: Window) -> tuple[Pixels, float | None]:
@@ -129,7 +153,7 @@ def _array_of(tensor: torch.Tensor) -> np.ndarray:
     if hasattr(tensor, "get_mask"):
         raise ImageError("Got a masked tensor; wanted a plain one. Fill it first: tensor.to_tensor(0).")
     tensor = tensor.detach().cpu()
-    array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
     return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
 
 
@@ -138,7 +162,7 @@ def _of_array(array: np.ndarray, window: Window) -> Pixels:
     return Pixels(values, window, opacity)
 
 
-def _to_tensor(found: Pixels, name: str) -> torch.Tensor:
+def _checked(found: Pixels, name: str) -> np.ndarray:
     array = found.values
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or array.size == 0:
         raise ImageError(
@@ -154,8 +178,7 @@ def _to_tensor(found: Pixels, name: str) -> torch.Tensor:
     if pixels.max() - pixels.min() < 1e-6:
         what = f"{array.flat[0]:g} everywhere" if found.opacity is None else "once it lies over black"
         raise BlankImageError(f"Got {name}, which is constant ({what}); wanted an image with content.")
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).clamp(0, 1)
-    return tensor.expand(3, -1, -1) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+    return np.ascontiguousarray(pixels).clip(0, 1)
 
 
 def _scaled(array: np.ndarray, name: str, window: tuple[float, float]) -> np.ndarray:

@@ -34,9 +34,13 @@ def known_poses(layouts: torch.Tensor) -> torch.Tensor:
 
 def poses_of(known: torch.Tensor, *views: torch.Tensor) -> list[str]:
     """Of B images, each as one or more (B, L) layouts (as it is, and mirrored), how it lies; empty for as it should."""
+    return [POSES[i] for i in pose_numbers(known, *views).tolist()]
+
+
+def pose_numbers(known: torch.Tensor, *views: torch.Tensor) -> torch.Tensor:
+    """(B,) places in `POSES` of what `poses_of` says."""
     if not known.shape[1]:
-        return [""] * len(views[0])
+        return torch.zeros(len(views[0]), dtype=torch.long, device=known.device)
     alike = torch.stack([torch.einsum("pkl,bl->bpk", known, v) for v in views]).amax(dim=(0, 3))
     best = alike[:, 1:].max(dim=1)
-    turned = best.values > alike[:, 0] + MARGIN
-    return [POSES[1 + int(i)] if is_turned else "" for i, is_turned in zip(best.indices, turned, strict=True)]
+    return torch.where(best.values > alike[:, 0] + MARGIN, 1 + best.indices, torch.zeros_like(best.indices))

@@ -87,6 +87,18 @@ def fingerprint_of(fitted: FittedDetector, fetch: bool = True) -> str:
     return scorer.sha256
 
 
+def origin(fitted: FittedDetector, fetch: bool = True) -> dict[str, Any]:
+    """What `Predictions.provenance` says of the detector."""
+    return {
+        "detector_sha256": fingerprint_of(fitted, fetch),
+        "backbone": fitted.networks.spec.name,
+        "n_support": fitted.n_support,
+        "threshold_rule": fitted.calibration["rule"],
+        "calibration": fitted.stated(),
+        "evaluation": fitted.evaluation,
+    }
+
+
 def unpack(config: Mapping[str, Any], where: str) -> tuple[Recipe, Shapes, dict[str, Any]]:
     """Recipe, shapes and constructor parameters of a ``config.json``; anything odd in it is an error."""
     try:

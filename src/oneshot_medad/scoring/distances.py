@@ -79,7 +79,7 @@ def _residual(features: torch.Tensor, mean: torch.Tensor, minor: torch.Tensor) -
 
 
 def distance_map(
-    matches: Sequence[Match], references: References, beyond: Sequence[torch.Tensor], n_images: int
+    matches: Sequence[Match], references: References, beyond: Sequence[torch.Tensor], n_images: torch.Tensor | int
 ) -> torch.Tensor:
     """How far each place lies from normal, in units of the references' own spread.
 

@@ -14,7 +14,7 @@ from oneshot_medad.config import Recipe
 from oneshot_medad.evaluation import auroc
 from oneshot_medad.nn.adapters import Judged, highest
 from oneshot_medad.nn.matching import Match, References, match
-from oneshot_medad.nn.pose import POSES, layout, poses_of
+from oneshot_medad.nn.pose import POSES, layout, pose_numbers
 from oneshot_medad.scoring.distances import LEAST, Subspace, distance_map, distance_score
 from oneshot_medad.synthesis.deviation import N_TIMES
 from oneshot_medad.training.cache import Encoded, Views
@@ -194,7 +194,7 @@ class Scorer(nn.Module):
         assert references is not None
         assert matches is not None
         assert self.subspace is not None
-        maps = distance_map(matches, references, self.subspace(features), round(float(self.n_images)))
+        maps = distance_map(matches, references, self.subspace(features), self.n_images.round())
         return maps.clamp(min=LEAST).log(), distance_score(maps)
 
     def _deviation(self, z: torch.Tensor) -> torch.Tensor:
@@ -219,9 +219,13 @@ class Scorer(nn.Module):
     @torch.no_grad()
     def poses(self, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None) -> list[str]:
         """How each of B images lies beside the normal ones, one of `POSES`; empty for as they do."""
+        return [POSES[i] for i in self.pose_numbers(features, mirrored).tolist()]
+
+    def pose_numbers(self, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """(B,) places in `POSES`."""
         if not self.layouts.shape[1]:
-            return [""] * len(features[0])
-        return poses_of(self.layouts, *(layout(seen) for seen in (features, mirrored) if seen is not None))
+            return torch.zeros(len(features[0]), dtype=torch.long, device=features[0].device)
+        return pose_numbers(self.layouts, *(layout(seen) for seen in (features, mirrored) if seen is not None))
 
     @torch.no_grad()
     def calibrate(

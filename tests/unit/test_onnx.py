@@ -1,0 +1,112 @@
+"""Detectors as ONNX and OpenVINO files: what they say, what they refuse, and that they need no torch."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import oneshot_medad
+from oneshot_medad import AnomalyDetector
+from oneshot_medad.errors import ConfigError, ImageError, NotFittedError, PersistenceError
+from oneshot_medad.export import write as writing
+
+pytestmark = [pytest.mark.slow]
+pytest.importorskip("onnxruntime")
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None  # importing it raises
+import oneshot_medad
+found = oneshot_medad.load_exported(sys.argv[1]).predict(sys.argv[2:])
+print(json.dumps([found.scores.tolist(), found.verdicts, [h.shape for h in found.heatmaps]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def detector(small, sample):
+    made = AnomalyDetector(recipe=small, random_state=0).fit(sample.support)
+    return made.calibrate(sample.images[sample.labels == 0])
+
+
+@pytest.fixture(scope="module")
+def files(detector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    made = {"onnx": detector.export("onnx", folder / "detector.onnx")}
+    if find_spec("openvino"):
+        made["openvino"] = detector.export("openvino", folder / "detector.zip")
+    return made
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_an_exported_detector_says_the_same(detector, files, sample, form, tmp_path):
+    if form not in files:
+        pytest.skip("openvino is not installed")
+    wide = np.repeat(sample.images[0], 2, axis=1)[:100]
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    given = [*sample.images[:3], tmp_path / "wide.png"]
+    wanted, found = detector.predict(given), oneshot_medad.load_exported(files[form]).predict(given)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
+    np.testing.assert_allclose(found.similarities, wanted.similarities, atol=1e-4)
+    assert found.verdicts == wanted.verdicts
+    assert found.threshold == wanted.threshold
+    np.testing.assert_array_equal(found.normal_scores, wanted.normal_scores)
+    for ours, theirs in zip(found.heatmaps, wanted.heatmaps, strict=True):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).mean() < 1e-3
+    fixed = ("detector_sha256", "backbone", "n_support", "threshold_rule", "calibration", "evaluation")
+    assert json.dumps([found.provenance[k] for k in fixed]) == json.dumps([wanted.provenance[k] for k in fixed])
+
+
+def test_it_runs_where_torch_cannot_be_imported(detector, files, sample, tmp_path):
+    paths = []
+    for i, image in enumerate(sample.images[:2]):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(files["onnx"]), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores, verdicts, shapes = json.loads(done.stdout)
+    wanted = detector.predict(paths)
+    np.testing.assert_allclose(scores, wanted.scores, atol=1e-3)
+    assert verdicts == wanted.verdicts
+    assert [tuple(shape) for shape in shapes] == [heatmap.shape for heatmap in wanted.heatmaps]
+
+
+def test_unreadable_images_are_recorded_or_raised(files, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"nothing")
+    exported = oneshot_medad.load_exported(files["onnx"])
+    with pytest.raises(ImageError):
+        exported.predict(tmp_path / "x.png")
+    found = exported.predict(tmp_path / "x.png", on_error="record")
+    assert np.isnan(found.scores[0])
+    assert found.reasons[0]
+    with pytest.raises(ConfigError, match="wanted 'raise' or 'record'"):
+        exported.predict([], on_error="ignore")
+
+
+def test_a_file_whose_answers_differ_is_not_written(detector, tmp_path, monkeypatch):
+    honest = writing.open_engine
+
+    def other(path):
+        engine, description = honest(path)
+        return lambda field: (engine(field)[0] + 0.01, *engine(field)[1:]), description
+
+    monkeypatch.setattr(writing, "open_engine", other)
+    with pytest.raises(PersistenceError, match=r"differ from torch's by .* Nothing was written"):
+        detector.export("onnx", tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_or_read_is_said(detector, files, tmp_path):
+    with pytest.raises(ConfigError, match="wanted one of 'onnx', 'openvino'"):
+        detector.export("tflite", tmp_path / "x")
+    with pytest.raises(NotFittedError):
+        AnomalyDetector().export("onnx", tmp_path / "x")
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(files["onnx"].read_bytes()[:5000])
+    for path in (tmp_path / "nowhere.onnx", damaged):
+        with pytest.raises(PersistenceError, match=r"that .*export.* wrote"):
+            oneshot_medad.load_exported(path)

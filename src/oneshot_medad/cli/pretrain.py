@@ -13,7 +13,7 @@ def pretrain(
     data: Annotated[Path, typer.Option(help="Folder with MANIFEST.csv and the images of all collections.")],
     out: Annotated[Path, typer.Option(help="Folder for the result; a run that was broken off goes on there.")],
     rules: Annotated[Path | None, typer.Option(help="JSON file that says what is odd about which collection.")] = None,
-    episodes: Annotated[int, typer.Option(help="Number of episodes, about 1 MB each.", min=1)] = 4800,
+    episodes: Annotated[int, typer.Option(help="Number of episodes, about 1 MB each.", min=1)] = 6000,
     steps: Annotated[int, typer.Option(help="Training steps of eight episodes.", min=1)] = 2000,
     labels: Annotated[bool, typer.Option(help="Use real lesions; otherwise every lesion is drawn.")] = True,
     backbone: Annotated[str, typer.Option(help="Frozen networks: a name, or a folder made by download.")] = "tiny",

@@ -79,8 +79,9 @@ def load_detector(
         A folder that is missing, damaged, from another version, or fitted with other frozen networks.
     """
     stored = read_folder(folder)
-    where, files = str(folder / CONFIG), stored.config["backbone"]["files"]
+    where = str(folder / CONFIG)
     spec = stored_spec(stored.config["backbone"], folder, given)
+    files = stored.config["backbone"]["files"]  # checked just now
     if spec.folder is None and (cache_folder(spec) / SPEC).is_file():
         spec = resolve(spec)
     if spec.folder is not None:

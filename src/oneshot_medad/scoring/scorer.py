@@ -23,9 +23,13 @@ from oneshot_medad.training.joint import JointModel, Shapes
 EXACT = ("offsets", "weights", "spread", "latent_spread", "subspace.")
 """Beginnings of the names of what is stored in full precision."""
 
-HEADROOM = {"clip": (2.5, 2.0), "latent": (2.5, 2.0), "distance": (1.1, 0.4), "deviation": (1.0, 1.0)}
+HEADROOM = {"clip": (1.75, 2.0), "latent": (1.75, 2.0), "distance": (1.1, 0.4), "deviation": (1.0, 1.0)}
 """How far nine of ten further normal images lie above views of the fit's own, in each branch's unit: with one normal
 image, and with very many. Typical of head CT, chest radiographs and lung ultrasound."""
+RETURN = 0.5
+"""A learned branch has its zero between normal and abnormal, and one normal image that seems uncommonly normal says less
+about others than about itself: they are expected that share of its logit closer to zero."""
+MOST_HEADROOM = 5.0
 
 WHOLE = 2.0
 """The image as a whole counts double what the training on its pool gave it: outside the pool it is steadier."""
@@ -241,7 +245,10 @@ class Scorer(nn.Module):
         if sum(weights) < 1e-6:
             weights = list(self.recipe.branches.values())
         headroom = 0.0
-        for weight, (one, many) in zip(weights, (HEADROOM[branch] for branch in self.recipe.branches), strict=True):
+        for branch, weight, offset in zip(self.recipe.branches, weights, self.offsets.tolist(), strict=True):
+            one, many = HEADROOM[branch]
+            if branch in self.model.adapters:
+                one = min(max(one - RETURN * offset, 1.0), MOST_HEADROOM)
             headroom += weight * (many + (one - many) / views.n_images)
         self.weights.copy_(torch.tensor(weights) / headroom)
         self.offsets += self.fuse(normal)[0].median() / self.weights.sum()

@@ -1,10 +1,16 @@
-"""``python -m benchmarks run …``, ``… transfer …``, ``… ceiling …`` and ``… speed …``."""
+"""``python -m benchmarks run …``, and the other commands by name."""
 
 import sys
 
-from benchmarks import ceiling, run, speed, transfer
+from benchmarks import ceiling, run, speed, transfer, volumes
 
-COMMANDS = {"run": run.main, "transfer": transfer.main, "ceiling": ceiling.main, "speed": speed.main}
+COMMANDS = {
+    "run": run.main,
+    "transfer": transfer.main,
+    "ceiling": ceiling.main,
+    "speed": speed.main,
+    "volumes": volumes.main,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -140,7 +141,7 @@ class AnomalyDetector(Measurable):
         spec = resolve(spec, self.fetch != "never")
         backbone = load_backbone(spec, device)
         generator = seeded(seed)
-        views = make_views(backbone, fields, recipe, generator)
+        views = make_views(backbone, fields, recipe, generator, _positions(support))
         fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
         calibration = uncalibrated(
             expected_threshold(fitted.normal), "expected", len(support), backbone.least_similarity
@@ -251,6 +252,7 @@ class AnomalyDetector(Measurable):
             dict(sources.left_out),
             positions,
             Limits.of(self._calibration),
+            self._scorer.span,
         )
 
     @torch.no_grad()
@@ -265,7 +267,8 @@ class AnomalyDetector(Measurable):
         z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
         features, gists = backbone.vision.with_gist(fields)
         mirrored = backbone.vision(fields.flip(-1)) if self._scorer.recipe.mirror else None
-        scores, maps = self._scorer(z, features, mirrored)
+        places = torch.tensor([math.nan if image.position is None else image.position for image in images])
+        scores, maps = self._scorer(z, features, mirrored, places)
         similar = self._scorer.similarity(gists)
         for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
             yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like
@@ -290,3 +293,9 @@ class AnomalyDetector(Measurable):
         if window is not None and not (np.shape(window) == (2,) and window[0] < window[1]):
             raise ConfigError(f"Got intensity_range={window!r}; wanted (low, high) with low < high.")
         return recipe, spec, resolve_device(self.device), None if seed is None else int(seed)
+
+
+def _positions(images: list[MedicalImage]) -> torch.Tensor | None:
+    """(K,) positions in their volumes; None unless all images are slices."""
+    known = [image.position for image in images if image.position is not None]
+    return torch.tensor(known) if len(known) == len(images) else None

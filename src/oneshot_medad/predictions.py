@@ -16,7 +16,7 @@ from oneshot_medad.export import append_jsonl, save_heatmaps
 from oneshot_medad.images.read import MedicalImage, read_image
 from oneshot_medad.regions import Region, find_regions
 from oneshot_medad.results import tables
-from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, count, decide, held_back, places_from
+from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, beyond, count, decide, held_back, places_from
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.studies.volume import Volume, assemble
 from oneshot_medad.visualize import picture, plot
@@ -68,6 +68,9 @@ class Predictions:
         Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
     volume_limits
         What volumes are judged by; None takes the limits for single images.
+    span
+        Positions of the first and the last slice that the detector was fitted on; slices of volumes that lie elsewhere
+        are not judged. None judges them wherever they lie.
     """
 
     scores: np.ndarray
@@ -86,6 +89,7 @@ class Predictions:
     left_out: dict[str, int] = field(default_factory=dict)
     positions: list[float | None] = field(default_factory=list)
     volume_limits: Limits | None = None
+    span: tuple[float, float] | None = None
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.
@@ -145,14 +149,20 @@ class Predictions:
     def verdict(self, i: int) -> str:
         """What to say of image ``i``; see `verdicts`."""
         alike = 1.0 if self.similarities is None else float(self.similarities[i])
-        return decide(float(self.scores[i]), self.threshold, self.uncertain_from, alike, self.least_similarity)
+        score, outside = float(self.scores[i]), bool(self.outside(i))
+        return decide(score, self.threshold, self.uncertain_from, alike, self.least_similarity, outside)
+
+    def outside(self, i: int) -> str:
+        """Why image ``i`` cannot be judged by where in its volume it lies; empty if it can."""
+        return beyond(self.positions[i] if self.positions else None, self.span)
 
     @property
     def verdicts(self) -> list[str]:
         """What to say of each image: "normal", "uncertain", "abnormal", "cannot judge" or "not read".
 
-        "cannot judge" is an image unlike those the detector was fitted on, such as a knee given to a chest detector:
-        its score means nothing. "uncertain" lies in the reject band that `AnomalyDetector.calibrate` can set.
+        "cannot judge" is an image unlike those the detector was fitted on, such as a knee given to a chest detector, or
+        a slice that lies elsewhere in its volume than all of those: its score means nothing. "uncertain" lies in the
+        reject band that `AnomalyDetector.calibrate` can set.
         """
         return [self.verdict(i) for i in range(len(self))]
 

@@ -118,7 +118,8 @@ def picture(predictions: Predictions, i: int) -> Image.Image:
         if image is None:
             said = predictions.reasons[i] if predictions.reasons else ""
             raise ImageError(f"Got image {i}, which has no heatmap ({said}); wanted one that was read.")
-        return captioned(Image.fromarray(image), [UNJUDGED])
+        outside = predictions.outside(i)
+        return captioned(Image.fromarray(image), [f"cannot judge: {outside}" if outside else UNJUDGED])
     if image is None:
         return captioned(Image.fromarray(colours(shown(heatmap, predictions.threshold))), [UNREADABLE])
     limit = places_from(predictions.verdict(i), predictions.threshold, predictions.uncertain_from)

@@ -37,7 +37,10 @@ def _filled(values: np.ndarray) -> list[float | None]:
 
 def _reason(predictions: Predictions, i: int) -> str:
     """Why an image has no score, or none that means anything."""
-    if predictions.verdict(i) == CANNOT_JUDGE and predictions.similarities is not None:
+    if predictions.verdict(i) == CANNOT_JUDGE:
+        if outside := predictions.outside(i):
+            return outside
+        assert predictions.similarities is not None
         return (
             f"unlike the images fitted on: similarity {predictions.similarities[i]:.3f}, "
             f"wanted {predictions.least_similarity:.3f}"

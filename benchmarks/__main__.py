@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import ceiling, run, speed, transfer, volumes
+from benchmarks import ceiling, explain, run, speed, transfer, volumes
 
 COMMANDS = {
     "run": run.main,
@@ -10,6 +10,7 @@ COMMANDS = {
     "ceiling": ceiling.main,
     "speed": speed.main,
     "volumes": volumes.main,
+    "explain": explain.main,
 }
 
 if __name__ == "__main__":

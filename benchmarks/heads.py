@@ -17,8 +17,8 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 
 from oneshot_medad._brain import TEMPLATE, load_template
 
-THICKNESS = 6.0
-"""Of a slice, millimetres; the template has voxels of one."""
+APART = 12.0
+"""Millimetres between slices; the template has voxels of one."""
 KINDS = ("bright", "dark", "textured", "mass")
 
 
@@ -39,7 +39,7 @@ class Head:
 
     def save(self, path: Path) -> Path:
         """As NIfTI whose header says what is black and white."""
-        image = nibabel.Nifti1Image(self.values, np.diag([1.0, 1.0, THICKNESS, 1.0]))
+        image = nibabel.Nifti1Image(self.values, np.diag([1.0, 1.0, APART, 1.0]))
         image.header["cal_min"], image.header["cal_max"] = 0, 255
         nibabel.save(image, path)
         return path
@@ -70,7 +70,7 @@ def simulate(seed: int, kind: str | None = None) -> Head:
     rng = np.random.default_rng(seed)
     template, depth = _anatomy()
     first, last = rng.uniform(2, 10), rng.uniform(140, 148)
-    levels = np.arange(first, last, THICKNESS)
+    levels = np.arange(first, last, APART)
     shape = (template.shape[0], template.shape[1], len(levels))
     places = np.stack(np.meshgrid(*map(np.arange, shape[:2]), levels, indexing="ij")).astype(np.float32)
     places = _moved(places, np.array(template.shape) / 2, rng)

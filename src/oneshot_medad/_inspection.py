@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from oneshot_medad._sharing import Shareable
 from oneshot_medad.backbones.specs import BackboneSpec
 from oneshot_medad.calibration import finest_rate, promises
 from oneshot_medad.errors import ImageError
-from oneshot_medad.explain import Explanation
+from oneshot_medad.explain import Explanation, coloured
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import MedicalImage, expand, name_of, read_image
 from oneshot_medad.images.sanity import listed
+from oneshot_medad.nn.redraw import expected, redrawn
 
 if TYPE_CHECKING:
     from oneshot_medad.predictions import Predictions
@@ -70,7 +73,7 @@ class Inspectable(Shareable):
 
     @torch.no_grad()
     def explain(self, image: Any) -> Explanation:
-        """Why one image got its score: heatmap, regions, and what the deviation network takes for normal.
+        """Why one image got its score: heatmap, regions, and the image as the references would have it.
 
         Parameters
         ----------
@@ -98,22 +101,34 @@ class Inspectable(Shareable):
         source = self._one(image)
         predictions = self.predict([source])
         read = self._read_one(source, 0)
-        backbone, side = self._backbone, self._backbone.spec.image_px
-        z = backbone.latents.encode(to_field(read.pixels, side, read.aspect)[None].to(self._device))
-        decoded = backbone.latents.decode(torch.cat([z, self._scorer.model.corrected(z)])).cpu()
-        seen, normal = (
-            torch.stack([from_field(c, side, read.size, read.aspect) for c in picture]) for picture in decoded
-        )
+        hot = coloured(predictions.pictured(0), self.threshold_)
+        normal = self._redrawn(read, hot) if hot.any() else read.pixels
         return Explanation(
             predictions.image(0),
             predictions.heatmaps[0],
             (normal.permute(1, 2, 0) * 255).round().byte().numpy(),
-            (seen - normal).abs().mean(dim=0).numpy(),
+            (read.pixels - normal).abs().mean(dim=0).numpy(),
             float(predictions.scores[0]),
             self.threshold_,
             predictions.verdict(0),
             predictions.regions(0),
         )
+
+    def _redrawn(self, read: MedicalImage, hot: np.ndarray) -> torch.Tensor:
+        """(3, H, W): the image with its (H, W) hot places redrawn."""
+        backbone, side = self._backbone, self._backbone.spec.image_px
+        field = to_field(read.pixels, side, read.aspect).to(self._device)
+        features = backbone.vision(torch.stack([field, field.flip(-1)]))
+        references = self._scorer.references()
+        normal = None
+        if references is not None:
+            normal = expected(features, references.near(math.nan if read.position is None else read.position))
+        cells = features[0].shape[-1]
+        places = to_field(torch.from_numpy(hot).float()[None], side, read.aspect).to(self._device)
+        places = F.adaptive_max_pool2d(places, cells)[0] > 0.5
+        field = to_field(read.pixels, cells * max(2, 2 * round(side / cells / 2)), read.aspect).to(self._device)
+        change = (redrawn(field, features[0], normal, places) - field).cpu()
+        return (read.pixels + torch.stack([from_field(c, side, read.size, read.aspect) for c in change])).clamp(0, 1)
 
     def describe(self) -> str:
         """What this detector does with an image: networks, field, intensities, threshold, and what a score means.

@@ -65,7 +65,8 @@ class Predictions:
         How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
         picture, folders that were not searched.
     positions
-        Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
+        Where along its volume each slice lies, from 0 to 1; None for an image that is no slice or the only one of its
+        volume, was blank or not read.
     volume_limits
         What volumes are judged by; None takes the limits for single images.
     span

@@ -2,11 +2,13 @@
 
 import sys
 
-from benchmarks import ceiling, explain, run, speed, transfer, volumes
+from benchmarks import ceiling, explain, peaks, refusals, run, speed, transfer, volumes
 
 COMMANDS = {
     "run": run.main,
     "transfer": transfer.main,
+    "peaks": peaks.main,
+    "refusals": refusals.main,
     "ceiling": ceiling.main,
     "speed": speed.main,
     "volumes": volumes.main,

@@ -12,7 +12,7 @@ _PLACES = {
     "AnomalyDetector": "detector",
     "BackboneSpec": "backbones.specs",
     "HubWeights": "backbones.specs",
-    "Predictions": "predictions",
+    "Predictions": "results.predictions",
     "Recipe": "config",
     "archive": "archive",
     "datasets": "datasets",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from oneshot_medad.config import Recipe as Recipe
     from oneshot_medad.detector import AnomalyDetector as AnomalyDetector
     from oneshot_medad.images.expand import slices as slices
-    from oneshot_medad.predictions import Predictions as Predictions
+    from oneshot_medad.results.predictions import Predictions as Predictions
 
 
 def __getattr__(name: str) -> object:

@@ -20,7 +20,7 @@ from oneshot_medad.images.sanity import listed
 from oneshot_medad.nn.redraw import expected, redrawn
 
 if TYPE_CHECKING:
-    from oneshot_medad.predictions import Predictions
+    from oneshot_medad.results.predictions import Predictions
 
 _RULES = {
     "none": "there is none",

@@ -19,13 +19,13 @@ from oneshot_medad.images.expand import Sources, expand, name_of
 from oneshot_medad.images.files import is_part_of_volume, volumes_of
 from oneshot_medad.images.sanity import Fingerprints, Oddities, Watcher, copies, listed
 from oneshot_medad.operating import check_wishes, choose
-from oneshot_medad.results.verdicts import CANNOT_JUDGE
 from oneshot_medad.studies.limits import check_unit
+from oneshot_medad.verdicts import CANNOT_JUDGE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from oneshot_medad.predictions import Predictions
+    from oneshot_medad.results.predictions import Predictions
 
 
 class Measurable(OutlierMixin, Inspectable):

@@ -28,9 +28,9 @@ from oneshot_medad.persistence.folder import CONFIG, MODEL
 from oneshot_medad.persistence.hub import download, upload
 from oneshot_medad.persistence.mediclip import RECIPE, read_mediclip
 from oneshot_medad.persistence.store import Stored, check_said, read_folder, write_folder
+from oneshot_medad.results.pictures import contact_sheet, overlay
 from oneshot_medad.scoring import Scorer
 from oneshot_medad.synthesis.lesions import add_lesions
-from oneshot_medad.visualize import contact_sheet, overlay
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -125,9 +125,9 @@ def predict(
     from tqdm.auto import tqdm
 
     from oneshot_medad._listing import alone_in
-    from oneshot_medad.export import check_format
     from oneshot_medad.images.read import expand
-    from oneshot_medad.runs import Run
+    from oneshot_medad.results.heatmaps import check_format
+    from oneshot_medad.results.runs import Run
 
     form = Format.overlay if overlay else format
     if heatmaps:
@@ -162,7 +162,7 @@ def _going_on(run: Any) -> Iterator[None]:
 def _counts(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, int], dict[str, str]]:
     """What `summary` says of rows, and why images could not be read, by name; blank slices are no failures."""
     from oneshot_medad.images.read import BLANK
-    from oneshot_medad.results.verdicts import NOT_READ, count
+    from oneshot_medad.verdicts import NOT_READ, count
 
     failures: dict[str, str] = {}
 
@@ -260,7 +260,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Fit on one slice of the packaged brain, score others, and draw where they are abnormal."""
-    from oneshot_medad import AnomalyDetector, datasets, evaluation, visualize
+    from oneshot_medad import AnomalyDetector, datasets, evaluation
+    from oneshot_medad.results.pictures import contact_sheet, overlay
 
     sample = datasets.load_sample()
     detector = AnomalyDetector(random_state=0, progress=not as_json).fit(sample.support)
@@ -269,10 +270,10 @@ def demo(
     auroc = evaluation.auroc(sample.labels, found.scores)
     out.mkdir(parents=True, exist_ok=True)
     pictures = [
-        visualize.overlay(image, found.pictured(i), found.threshold, mask)
+        overlay(image, found.pictured(i), found.threshold, mask)
         for i, (image, mask) in enumerate(zip(sample.images, sample.masks, strict=True))
     ]
-    visualize.contact_sheet(pictures, sample.names).save(out / "contact-sheet.png")
+    contact_sheet(pictures, sample.names).save(out / "contact-sheet.png")
     sheet = str(out / "contact-sheet.png")
     values = {**table.counts(), "image_auroc": auroc, "pictures": sheet}
     tell(f"{table}\nimage-level AUROC {auroc:.3f}\npictures: {sheet}", values, as_json)

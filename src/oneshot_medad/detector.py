@@ -30,7 +30,7 @@ from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
 from oneshot_medad.images.sanity import Oddities, Watcher, copies, faint, saturated
 from oneshot_medad.model_selection import normal_rows
 from oneshot_medad.persistence.describe import provenance, stamp
-from oneshot_medad.predictions import Predictions
+from oneshot_medad.results.predictions import Predictions
 from oneshot_medad.scoring import fit_scorer
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.training.cache import ENCODE_BATCH, make_views
@@ -265,11 +265,11 @@ class AnomalyDetector(Measurable):
         fields = torch.stack([to_field(image.pixels, side, image.aspect) for image in images])
         fields = fields.to(self._device)
         z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
-        features, gists = backbone.vision.with_gist(fields)
+        features = backbone.vision(fields)
         mirrored = backbone.vision(fields.flip(-1)) if self._scorer.recipe.mirror else None
         places = torch.tensor([math.nan if image.position is None else image.position for image in images])
         scores, maps = self._scorer(z, features, mirrored, places)
-        similar = self._scorer.similarity(gists)
+        similar = self._scorer.similarity(backbone.kind(features))
         for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
             yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like
 

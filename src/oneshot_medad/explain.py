@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from oneshot_medad.calibration import shown
-from oneshot_medad.regions import Region
-from oneshot_medad.results.verdicts import held_back
-from oneshot_medad.visualize import STRIP, blend, colours, strength
+from oneshot_medad.results.pictures import STRIP, blend, colours, strength
+from oneshot_medad.results.regions import Region
+from oneshot_medad.verdicts import held_back
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.pretrain import kinds, statistics
+from benchmarks import refusals
+from benchmarks.pretrain import statistics
 from oneshot_medad.backbones.specs import WEIGHTS
 
 COLLECTIONS = ("brisc", "covidx", "spine")
@@ -45,24 +46,34 @@ def test_statistics_of_the_shipped_networks(data, tmp_path):
     assert all(torch.allclose(kept[name], value, rtol=1e-3, atol=1e-3) for name, value in before.items())
     statistics.write(str(data), tmp_path, count=4, keep_scale=False)
     measured = load_file(tmp_path / "statistics.safetensors")
-    for name in ("least_similarity", "gists.patients", "gists.goods"):  # measured by others, once the rest stands
+    for name in (
+        "least_similarity",
+        "kinds.mean",
+        "kinds.projection",
+        "kinds.cohort",
+        "kinds.patients",
+    ):  # measured by others, once the rest stands
         before.pop(name)
     assert {k: v.shape for k, v in measured.items()} == {k: v.shape for k, v in before.items()}
     assert not torch.equal(measured["latent.mean"], before["latent.mean"])
 
 
-def test_the_limit_of_alike_rejects_one_in_twenty_of_the_own_kind_and_all_of_another():
+def test_refusals_are_few_in_the_own_collection_and_many_elsewhere(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.refusals.modality", lambda name: name)
     torch.manual_seed(0)
     centres = torch.eye(3)
-    found = {str(i): F.normalize(c + 0.2 * torch.randn(200, 3), dim=1) for i, c in enumerate(centres)}
-    limit, rejected = kinds.measure(found)
-    assert 0 < limit < 1
-    for name, row in rejected.items():
-        assert row.pop(name) < 0.1
-        assert min(row.values()) > 0.95
+    found = {}
+    for name, centre in zip("abc", centres, strict=True):
+        kinds = F.normalize(centre + 0.2 * torch.randn(50, 3), dim=1)
+        found[name] = torch.cat([kinds, torch.zeros(50, 1)], dim=1), np.arange(50) < 10
+    table = refusals.refused(found, ["a", "b"], 0.5)
+    shares = refusals.summary(table)
+    assert shares["own collection"] < 0.1
+    assert shares["other modality"] > 0.95
+    assert np.isnan(shares["same modality"])
 
 
-def test_kinds_reads_every_collection(data, backbone):
-    found = kinds.gists(backbone, str(data), count=2)
+def test_refusals_read_every_collection(data):
+    found = refusals.kinds_of(str(data), "pool", count=2)
     assert found.keys() == set(COLLECTIONS)
-    assert all(torch.allclose(v.norm(dim=1), torch.ones(2)) for v in found.values())
+    assert all(torch.allclose(kinds[:, :-1].norm(dim=1), torch.ones(2)) for kinds, _ in found.values())

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oneshot_medad import cli, runs
+from oneshot_medad import cli
 from oneshot_medad._listing import alone_in
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.images.expand import expand
+from oneshot_medad.results import runs
 
 STATM = Path("/proc/self/statm")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from oneshot_medad import AnomalyDetector, Predictions
-from oneshot_medad.capture import capture_picture
 from oneshot_medad.errors import ImageError
 from oneshot_medad.images.read import BLANK
-from oneshot_medad.results.verdicts import held_back
-from oneshot_medad.visualize import OUTLINE, UNJUDGED, blend, captioned, outlined
+from oneshot_medad.results.capture import capture_picture
+from oneshot_medad.results.pictures import OUTLINE, UNJUDGED, blend, captioned, outlined
+from oneshot_medad.verdicts import held_back
 
 GREY = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30).astype(np.uint8)
 EMPTY = np.zeros((0, 0), np.float32)

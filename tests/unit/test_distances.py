@@ -61,5 +61,6 @@ def test_trust_in_distance_falls_towards_the_pool():
 
 def test_reach_is_the_similarity_to_the_closest_of_the_pool():
     pool = torch.eye(8)
-    assert reach(pool[:1], None) == 0
-    assert reach(pool[:2], pool[:1].expand(9, -1)) == pytest.approx(0.5)  # one image alike, one not
+    kinds = torch.cat([pool, torch.zeros(8, 1)], dim=1)
+    assert reach(kinds[:1], None) == 0
+    assert reach(kinds[:2], pool[:1].expand(9, -1)) == pytest.approx(0.5)  # one image alike, one not

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from oneshot_medad import AnomalyDetector, Predictions
-from oneshot_medad.capture import NOTICE, capture_picture
 from oneshot_medad.errors import ConfigError, ExtraError
-from oneshot_medad.export import FORMATS, audit_records
+from oneshot_medad.results.audit import audit_records
+from oneshot_medad.results.capture import NOTICE, capture_picture
+from oneshot_medad.results.heatmaps import FORMATS
 
 MADE = {"detector_sha256": "ab" * 32, "threshold_rule": "manual", "versions": {"oneshot-medad": "0.1.0"}}
 GREY = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)

@@ -1,11 +1,15 @@
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import oneshot_medad
+from oneshot_medad import Predictions
 from oneshot_medad.backbones.specs import WEIGHTS
+from oneshot_medad.results.regions import Region
 
 
 def test_importing_loads_nothing_heavy_and_prints_nothing():
@@ -33,3 +37,22 @@ def test_every_public_name_is_in_the_reference():
 
 def test_embedded_weights_are_small():
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 40e6
+
+
+def test_predictions_are_plain_values_whose_writers_load_when_called():
+    code = (
+        "import sys; from oneshot_medad import Predictions; "
+        "print(sorted(m for m in sys.modules if m.startswith('oneshot_medad.results.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['oneshot_medad.results.predictions', 'oneshot_medad.results.regions']"
+
+
+def test_pickles_that_name_earlier_places_are_read():
+    found = Predictions(np.array([0.2, 0.9]), [np.zeros((2, 2), np.float32)] * 2, 0.5, ["a", "b"])
+    now = b"oneshot_medad.results.predictions"
+    assert now in (pickled := pickle.dumps(found, protocol=0))
+    assert pickle.loads(pickled.replace(now, b"oneshot_medad.predictions")).verdicts == found.verdicts
+    region = Region(0.9, 0.9, 1, None, (0.0, 0.0), (0, 0, 1, 1))
+    pickled = pickle.dumps(region, protocol=0)
+    assert pickle.loads(pickled.replace(b".results.regions", b".regions")) == region

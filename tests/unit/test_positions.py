@@ -61,7 +61,7 @@ def test_a_slice_scores_as_against_the_references_near_it_alone(detector, head):
     (score, heatmap, _) = next(detector._score([image]))
     near = scorer.references().near(image.position)
     assert 3 <= len(near.positions) < len(scorer.references().positions)
-    alone = Scorer(scorer.model, scorer.text, References(near.levels, near.spread), None, scorer.subspace, scorer.gists)
+    alone = Scorer(scorer.model, scorer.text, References(near.levels, near.spread), None, scorer.subspace, scorer.kinds)
     for name in ("n_images", "offsets", "weights"):
         getattr(alone, name).copy_(getattr(scorer, name))
     whole = AnomalyDetector()

@@ -6,14 +6,17 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
 from oneshot_medad import AnomalyDetector
+from oneshot_medad.backbones.kinds import similarity, usual
 from oneshot_medad.backbones.specs import WEIGHTS
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.pretraining.episodes import N_IMAGES, N_JUDGED, Episodes
 from oneshot_medad.pretraining.heads import HeadRecipe
+from oneshot_medad.pretraining.kinds import COHORT, learn_kinds, least_similarity
 from oneshot_medad.pretraining.pool import Pool, Rules, read_manifest
 from oneshot_medad.pretraining.run import RULES, pretrain
 
@@ -127,8 +130,32 @@ def test_a_broken_run_goes_on_and_its_result_fits(data, tmp_path, sample, small,
     assert broken.read_bytes() == whole
     second = load_file(again / "heads.safetensors")
     assert [k for k, v in first.items() if not torch.equal(v, second[k])] == []
-    gists = load_file(made / "statistics.safetensors")
-    assert len(gists["gists.patients"]) == sum(len(c.fields) for c in pool_of(data).collections.values())
-    assert "gists.goods" not in gists  # these rules say nothing of goods, and the package's own are not kept
+    kinds = load_file(made / "statistics.safetensors")
+    seen = sum(min(COHORT, len(c.fields)) for c in pool_of(data).collections.values())
+    assert len(kinds["kinds.cohort"]) == seen == int(kinds["kinds.patients"])  # these rules say nothing of goods
+    assert -1.5 < kinds["least_similarity"] < 1
     detector = AnomalyDetector(backbone=made, recipe=small, random_state=0).fit(sample.support)
     assert np.isfinite(detector.predict(sample.images[:2]).scores).all()
+
+
+def test_kinds_lie_apart_in_collections_never_learned_from():
+    rng = torch.Generator().manual_seed(0)
+    within = torch.randn(12, 40, generator=rng)  # what varies within every collection, far more than between them
+
+    def collection() -> torch.Tensor:
+        centre = torch.randn(1, 40, generator=rng)
+        return centre + 4 * torch.randn(30, 12, generator=rng) @ within / 40**0.5
+
+    pool = {str(i): collection() for i in range(20)}
+    limit = least_similarity(pool)
+    kinds = learn_kinds(pool)
+    new = [kinds.describe(collection()) for _ in range(6)]
+    whole = [torch.cat([d, usual(d, kinds.cohort)], dim=1) for d in new]
+    own = torch.cat([(similarity(k, k) < limit)[~torch.eye(len(k), dtype=torch.bool)] for k in whole])
+    other = torch.cat([(similarity(a, b) < limit).flatten() for a in whole for b in whole if a is not b])
+    assert own.float().mean() < 0.3
+    assert other.float().mean() > 0.9
+    plain = [F.normalize(collection(), dim=1) for _ in range(6)]
+    same = torch.cat([(p @ p.T)[~torch.eye(len(p), dtype=torch.bool)] for p in plain])
+    apart = torch.cat([(a @ b.T).flatten() for a in plain for b in plain if a is not b])
+    assert (apart < same.quantile(0.05)).float().mean() < 0.5  # cosines alone cannot tell them

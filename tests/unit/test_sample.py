@@ -4,7 +4,7 @@ import pytest
 from oneshot_medad import AnomalyDetector
 from oneshot_medad.datasets import load_sample
 from oneshot_medad.evaluation import auroc
-from oneshot_medad.visualize import contact_sheet, overlay
+from oneshot_medad.results.pictures import contact_sheet, overlay
 
 
 def test_sample_is_seeded_labelled_and_masked():

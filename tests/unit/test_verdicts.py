@@ -9,7 +9,7 @@ from oneshot_medad import AnomalyDetector, Predictions
 from oneshot_medad.calibration import lowest_similarity
 from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.explain import coloured
-from oneshot_medad.visualize import STRIP
+from oneshot_medad.results.pictures import STRIP
 
 
 def predictions(**changes):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from oneshot_medad import Predictions
 from oneshot_medad.errors import ImageError, ImageFileError
-from oneshot_medad.visualize import OPACITY, OUTLINE, blend, captioned, colours, contact_sheet, overlay, strength
+from oneshot_medad.results.pictures import OPACITY, OUTLINE, blend, captioned, colours, contact_sheet, overlay, strength
 
 GREY = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
 

@@ -13,13 +13,13 @@ from oneshot_medad._names import printable, written
 from oneshot_medad.archive.addresses import at_hand, file_uri, is_remote, place_of
 from oneshot_medad.archive.manifests import ID, URI
 from oneshot_medad.errors import BlankImageError, ImageError
-from oneshot_medad.export import heatmap_png
 from oneshot_medad.images.expand import Sources
 from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import fitted_size, to_field
 from oneshot_medad.images.read import BLANK, MedicalImage, read_image
-from oneshot_medad.results.verdicts import JUDGED, NOT_READ, held_back
+from oneshot_medad.results.heatmaps import heatmap_png
 from oneshot_medad.training.cache import ENCODE_BATCH
+from oneshot_medad.verdicts import JUDGED, NOT_READ, held_back
 
 if TYPE_CHECKING:
     import pyarrow

@@ -16,7 +16,7 @@ from oneshot_medad.archive.manifests import ID, URI, repeated
 from oneshot_medad.errors import ConfigError, ImageFileError
 from oneshot_medad.images.read import BLANK
 from oneshot_medad.persistence.describe import stamp
-from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, NORMAL, NOT_READ, UNCERTAIN
+from oneshot_medad.verdicts import ABNORMAL, CANNOT_JUDGE, NORMAL, NOT_READ, UNCERTAIN
 
 if TYPE_CHECKING:
     from pyarrow import dataset

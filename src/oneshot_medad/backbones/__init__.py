@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad._safetensors import load_tensors
 from oneshot_medad._threads import cached_once, loaded_once
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip
+from oneshot_medad.backbones.kinds import Kinds, plain_kind
 from oneshot_medad.backbones.medvae import LatentSpace, build_autoencoder
 from oneshot_medad.backbones.specs import STATISTICS, BackboneSpec
 from oneshot_medad.backbones.statistics import check_probe, probe_latent, probe_levels
@@ -47,9 +48,23 @@ class Backbone:
         found = self._statistics.get("least_similarity")
         return None if found is None else float(found)
 
-    def pool_gists(self, kind: str) -> torch.Tensor | None:
-        """(N, G) `VisionTower.with_gist` of ``patients`` or ``goods`` that initial values were trained on, if any."""
-        return self._statistics.get(f"gists.{kind}")
+    @loaded_once
+    def kinds(self) -> Kinds | None:
+        """What tells kinds of images apart; None where nobody learned it."""
+        parts = [self._statistics.get(f"kinds.{name}") for name in ("mean", "projection", "cohort")]
+        found = [part.float().to(self.device) for part in parts if part is not None]
+        return Kinds(*found) if len(found) == len(parts) else None
+
+    def kind(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(B, D) what kind of image (B, C_l, h_l, w_l) features belong to, for `kinds.similarity`."""
+        return plain_kind(features) if self.kinds is None else self.kinds(features)
+
+    def pool_kinds(self, group: str) -> torch.Tensor | None:
+        """(N, D) descriptions of ``patients`` or ``goods`` that initial values were trained on, if any."""
+        cohort, count = self._statistics.get("kinds.cohort"), self._statistics.get("kinds.patients")
+        if cohort is None or count is None:
+            return None
+        return cohort[: int(count)].float() if group == "patients" else cohort[int(count) :].float()
 
     @property
     def embed_dim(self) -> int:

@@ -128,17 +128,6 @@ class VisionTower(nn.Module):
         """(B, 3, H, W) in [0, 1] → standardised (B, C_l, h_l, w_l) features of each level, finest first."""
         return self.forward_all(images)[0]
 
-    @torch.no_grad()
-    def with_gist(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The same features and (B, D + C_last) unit vectors that tell what kind of image it is.
-
-        They hold the directions of the image embedding and of the coarsest level's mean, which together tell modalities
-        apart better than either does.
-        """
-        features, embedded = self.forward_all(images)
-        parts = [F.normalize(embedded, dim=1), F.normalize(features[-1].mean(dim=(2, 3)), dim=1)]
-        return features, F.normalize(torch.cat(parts, dim=1), dim=1)
-
 
 def _tapped(module: nn.Module, names: Sequence[str], kept: dict[str, torch.Tensor], path: str = "") -> nn.Module:
     """A copy of a module, its parameters shared, that puts the outputs of the named modules inside it into ``kept``.

@@ -22,7 +22,7 @@ from oneshot_medad.pretraining.episodes import N_IMAGES, N_JUDGED, N_NORMAL
 from oneshot_medad.pretraining.features import Encoded
 
 VIEWS = list(range(N_NORMAL, N_IMAGES - N_JUDGED))
-SUPPORTS = ((0.45, [0, *VIEWS], 0.0), (0.15, [0, 1], 0.0), (0.1, [0, 1, 2, 3], 0.0), (0.1, list(range(6)), 0.0),
+SUPPORTS = ((0.35, [0, *VIEWS], 0.0), (0.1, [0, 1], 0.0), (0.15, [0, 1, 2, 3], 0.0), (0.2, list(range(6)), 0.0),
             (0.2, [0, *VIEWS], 0.3))  # fmt: skip
 """How often an episode compares with which references, and the share of their places that is hidden: counterparts that
 a test image may not have either."""
@@ -47,7 +47,7 @@ class HeadRecipe:
         Of all draws.
     """
 
-    steps: int = 700
+    steps: int = 2000
     count: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2

@@ -18,18 +18,19 @@ from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.clip import tokenize
 from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import SPEC, STATISTICS, get_spec
-from oneshot_medad.nn.adapters import ContextAdapters
+from oneshot_medad.nn.adapters import ContextAdapters, pooled
 from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES, Prompts
 from oneshot_medad.pretraining.episodes import Episodes
 from oneshot_medad.pretraining.features import Encoded, encode
 from oneshot_medad.pretraining.heads import Head, HeadRecipe, train
+from oneshot_medad.pretraining.kinds import COHORT, learn_kinds, least_similarity
 from oneshot_medad.pretraining.pool import Pool, Rules, read_manifest
 
 RULES = Path(__file__).parent / "pool.json"
 """Of the pool that the embedded weights were made from."""
 HEADS = "heads.safetensors"
-N_GISTS = 50
-"""Images of each collection by which a fit knows how far it is from the pool."""
+N_IMAGES = 60
+"""Images of each collection from which kinds are learned."""
 
 
 def pretrain(
@@ -80,8 +81,8 @@ def pretrain(
     made = out / "backbone"
     shutil.copytree(frozen.folder, made, dirs_exist_ok=True)
     record = {"episodes": n_episodes, "episodes_seed": seed, "labels": labels, **asdict(recipe), "losses": means}
-    gists = pool_gists(frozen, pool, (rules or Rules()).goods)
-    write(frozen, head, gists, made, {**record, "collections": list(pool.collections)})
+    kinds = pool_kinds(frozen, pool, (rules or Rules()).goods)
+    write(frozen, head, kinds, made, {**record, "collections": list(pool.collections)})
     return made
 
 
@@ -114,26 +115,29 @@ def new_head(backbone: Backbone, episodes: Encoded, seed: int) -> Head:
     return Head(ContextAdapters(channels, backbone.embed_dim), Prompts(tokens, embedded), 20.0).to(backbone.device)
 
 
-def pool_gists(backbone: Backbone, pool: Pool, goods: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-    """(N, G) what kind of image some of each collection are, of patients and of goods."""
-    rng = np.random.default_rng(0)
-    found: dict[str, list[torch.Tensor]] = {"patients": [], "goods": []}
-    for name, collection in pool.collections.items():
-        chosen = rng.permutation(len(collection.fields))[:N_GISTS]
-        images = collection.fields[torch.from_numpy(chosen)][:, :3].float() / 255
-        gists = [backbone.vision.with_gist(chunk.to(backbone.device))[1].cpu() for chunk in images.split(8)]
-        found["goods" if name.startswith(goods) else "patients"] += gists
-    return {kind: torch.cat(gists) for kind, gists in found.items() if gists}
+def pool_kinds(backbone: Backbone, pool: Pool, goods: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+    """What tells the kinds of a pool's images apart, patients before goods, and the least similarity of one kind."""
+    rng, found = np.random.default_rng(0), {}
+    for name in sorted(pool.collections, key=lambda name: name.startswith(goods)):
+        fields = pool.collections[name].fields
+        images = fields[torch.from_numpy(rng.permutation(len(fields))[:N_IMAGES])][:, :3].float() / 255
+        found[name] = torch.cat([pooled(backbone.vision(c.to(backbone.device))).cpu() for c in images.split(8)])
+    kinds = learn_kinds(found)
+    n_patients = sum(min(len(v), COHORT) for name, v in found.items() if not name.startswith(goods))
+    tensors = {"mean": kinds.mean, "projection": kinds.projection.half(), "cohort": kinds.cohort.half()}
+    tensors["patients"] = torch.tensor(float(n_patients))
+    least = torch.tensor(least_similarity(found))
+    return {f"kinds.{name}": v.contiguous() for name, v in tensors.items()} | {"least_similarity": least}
 
 
 def write(
     backbone: Backbone,
     head: dict[str, torch.Tensor],
-    gists: dict[str, torch.Tensor],
+    kinds: dict[str, torch.Tensor],
     folder: Path,
     record: dict[str, Any],
 ) -> None:
-    """Put what was trained among the initial values in ``folder``, and the gists among its statistics."""
+    """Put what was trained among the initial values in ``folder``, and the kinds among its statistics."""
     from safetensors.torch import save_file
 
     kept = {k: v.half() for k, v in backbone.initial.items() if k.startswith(("unet.", "projection."))}
@@ -141,10 +145,8 @@ def write(
     (folder / HEADS).with_suffix(".json").write_text(json.dumps({"record": record}, indent=2) + "\n")
     described = {"spec": backbone.spec.to_dict(), "sources": backbone.spec.sources}
     (folder / SPEC).write_text(json.dumps(described, indent=2) + "\n")
-    statistics = {k: v for k, v in load_tensors(folder / STATISTICS).items() if not k.startswith("gists.")}
-    save_file(
-        {**statistics, **{f"gists.{kind}": v.half().contiguous() for kind, v in gists.items()}}, folder / STATISTICS
-    )
+    statistics = {k: v for k, v in load_tensors(folder / STATISTICS).items() if not k.startswith("kinds.")}
+    save_file({**statistics, **kinds}, folder / STATISTICS)
 
 
 def _embedder(backbone: Backbone) -> Callable[[torch.Tensor], torch.Tensor]:

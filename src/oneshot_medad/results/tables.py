@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +11,8 @@ from oneshot_medad._names import cell, printable, written
 from oneshot_medad.calibration import finest_rate
 from oneshot_medad.errors import ExtraError
 from oneshot_medad.images.folders import said
-from oneshot_medad.results.verdicts import CANNOT_JUDGE
-
-if TYPE_CHECKING:
-    from oneshot_medad.predictions import Predictions
+from oneshot_medad.results.predictions import Predictions
+from oneshot_medad.verdicts import CANNOT_JUDGE
 
 
 def rows_of(predictions: Predictions) -> list[dict[str, Any]]:

@@ -46,9 +46,9 @@ def fit_scorer(
         text = model.text_features(tower)
         scorer = assemble(model, text, views, device).to(device).eval()
     trust = {}
-    if init == "pretrained" and views.reference.gists is not None:
-        seen = views.reference.gists[: views.n_images]
-        patients, goods = (reach(seen, backbone.pool_gists(kind)) for kind in ("patients", "goods"))
+    if init == "pretrained" and views.reference.kinds is not None:
+        seen = views.reference.kinds[: views.n_images]
+        patients, goods = (reach(seen, backbone.pool_kinds(group)) for group in ("patients", "goods"))
         trust["distance"] = trust_in_distance(patients, goods)
     return Fitted(scorer, history, *scorer.calibrate(views, device, trust))
 
@@ -66,4 +66,4 @@ def assemble(model: JointModel, text: torch.Tensor, views: Views, device: torch.
         owner = torch.cat([torch.arange(len(part)) % views.n_images for part in (seen, views.normal)])
         both = [torch.cat(pair) for pair in zip(seen.features, views.normal.features, strict=True)]
         subspace = Subspace.of(both, views.turned, owner)
-    return Scorer(model, text, references, latent, subspace, seen.gists, views.n_images)
+    return Scorer(model, text, references, latent, subspace, seen.kinds, views.n_images)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from oneshot_medad._runtime import Drawing
+from oneshot_medad.backbones.kinds import similarity
 from oneshot_medad.config import Recipe
 from oneshot_medad.evaluation import auroc
 from oneshot_medad.nn.adapters import Judged, highest
@@ -48,8 +49,8 @@ class Scorer(nn.Module):
         The same of their projected latents, for a recipe whose latent branch compares.
     subspace
         Of the normal views' features, for a recipe with distances.
-    gists
-        (V, G) `VisionTower.with_gist` of the same views; None judges every image as if it were of their kind.
+    kinds
+        (V, D) `Backbone.kind` of the same views; None judges every image as if it were of their kind.
     n_images
         Number of normal images.
 
@@ -59,7 +60,7 @@ class Scorer(nn.Module):
     """
 
     text: torch.Tensor
-    gists: torch.Tensor
+    kinds: torch.Tensor
     offsets: torch.Tensor
     weights: torch.Tensor
     n_images: torch.Tensor
@@ -73,14 +74,14 @@ class Scorer(nn.Module):
         references: References | None = None,
         latent: References | None = None,
         subspace: Subspace | None = None,
-        gists: torch.Tensor | None = None,
+        kinds: torch.Tensor | None = None,
         n_images: int = 1,
     ) -> None:
         super().__init__()
         self.recipe: Recipe = model.recipe
         self.model = model
         self.register_buffer("text", text)
-        self.register_buffer("gists", torch.zeros(0, _gist_size(model.shapes)) if gists is None else gists)
+        self.register_buffer("kinds", torch.zeros(0, 1) if kinds is None else kinds)
         for prefix, found in (("", references), ("latent_", latent)):
             if found is not None:
                 if found.positions is not None:
@@ -117,11 +118,10 @@ class Scorer(nn.Module):
         references = _references(tensors, "", shapes) if recipe.compares else None
         latent = _references(tensors, "latent_", shapes) if recipe.context and "latent" in recipe.branches else None
         subspace = _subspace(tensors, shapes) if "distance" in recipe.branches else None
-        count = tensors["gists"].shape[:1].numel() if "gists" in tensors else 0
-        gists = torch.zeros(count, _gist_size(shapes))
+        kinds = _expect(tensors, "kinds", (None, None))
         with Drawing(0):  # values that are read over
             model = JointModel(recipe, shapes)
-        scorer = cls(model, torch.zeros(2, shapes.embed_dim), references, latent, subspace, gists)
+        scorer = cls(model, torch.zeros(2, shapes.embed_dim), references, latent, subspace, kinds)
         try:
             scorer.load_state_dict(tensors)
         except RuntimeError as error:
@@ -215,14 +215,14 @@ class Scorer(nn.Module):
     @property
     def knows_kind(self) -> bool:
         """Whether `similarity` has anything to compare with."""
-        return len(self.gists) > 0
+        return len(self.kinds) > 0
 
     @torch.no_grad()
-    def similarity(self, gists: torch.Tensor) -> torch.Tensor:
-        """(B,) cosine between the kind of (B, G) images and that of the closest reference view; 1 without any."""
+    def similarity(self, kinds: torch.Tensor) -> torch.Tensor:
+        """(B,) `kinds.similarity` between the kind of (B, D) images and the closest reference view; 1 without any."""
         if not self.knows_kind:
-            return torch.ones(len(gists), device=gists.device)
-        return (gists @ self.gists.T).amax(dim=1)
+            return torch.ones(len(kinds), device=kinds.device)
+        return similarity(kinds, self.kinds).amax(dim=1)
 
     @torch.no_grad()
     def calibrate(
@@ -290,10 +290,6 @@ def _each(
         branch: (torch.cat([part[branch][0] for part in parts]), torch.cat([part[branch][1] for part in parts]))
         for branch in parts[0]
     }
-
-
-def _gist_size(shapes: Shapes) -> int:
-    return shapes.embed_dim + shapes.levels[-1][0]
 
 
 def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int | None, ...]) -> torch.Tensor:

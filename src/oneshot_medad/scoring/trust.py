@@ -11,7 +11,7 @@ import math
 
 import torch
 
-KNOWN, NEW = 0.85, 0.7
+KNOWN, NEW = 0.75, 0.45
 """Similarity to the pool's patients from which a collection counts as one of theirs, and below which as a new one."""
 LEAST, MOST = 0.375, 4.0
 """Factors on the weight of the distances for known patients and for goods; for new patients it is 1."""
@@ -21,11 +21,11 @@ CLOSEST = 5
 """Number of the pool's images whose similarity is averaged."""
 
 
-def reach(gists: torch.Tensor, pool: torch.Tensor | None) -> float:
-    """Mean similarity of (K, G) unit vectors to the closest of the pool's (N, G); 0 where no pool is known."""
+def reach(kinds: torch.Tensor, pool: torch.Tensor | None) -> float:
+    """Mean cosine of the descriptions in (K, D + 1) kinds to the closest of the pool's (N, D); 0 without a pool."""
     if pool is None or not len(pool):
         return 0.0
-    return float((gists @ pool.to(gists).T).topk(min(CLOSEST, len(pool)), dim=1).values.mean())
+    return float((kinds[:, :-1] @ pool.to(kinds).T).topk(min(CLOSEST, len(pool)), dim=1).values.mean())
 
 
 def trust_in_distance(patients: float, goods: float = 0.0) -> float:
@@ -33,8 +33,8 @@ def trust_in_distance(patients: float, goods: float = 0.0) -> float:
 
     Examples
     --------
-    >>> [round(trust_in_distance(*s), 2) for s in ((0.9, 0.4), (0.775, 0.4), (0.6, 0.4), (0.4, 0.8))]
-    [0.38, 0.61, 1.03, 4.0]
+    >>> [round(trust_in_distance(*s), 2) for s in ((0.9, 0.2), (0.6, 0.2), (0.4, 0.2), (0.3, 0.6))]
+    [0.38, 0.61, 1.03, 3.99]
     """
     known = min(1.0, max(0.0, (patients - NEW) / (KNOWN - NEW)))
     good = 1 / (1 + math.exp((patients - goods) / WIDTH))

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from oneshot_medad._names import printable
 from oneshot_medad.errors import ArchiveError, ConfigError, ImageError
 from oneshot_medad.images.files import is_part_of_volume
-from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, NORMAL, NOT_READ, UNCERTAIN
 from oneshot_medad.studies.client import NO_IMAGES, asking, client_of, first_value, plain
 from oneshot_medad.studies.client import PREFIX as PREFIX
 from oneshot_medad.studies.volume import Volume
+from oneshot_medad.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, NORMAL, NOT_READ, UNCERTAIN
 
 if TYPE_CHECKING:
-    from oneshot_medad.predictions import Predictions
+    from oneshot_medad.results.predictions import Predictions
 
 _UID = re.compile(r"[0-9.]{1,64}")
 OWN = "oneshot-medad"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oneshot_medad.calibration import shown
-from oneshot_medad.capture import MUST_BE_THERE, NOTICE
 from oneshot_medad.errors import ConfigError, ExtraError, ImageError
 from oneshot_medad.images.dicom_values import number
 from oneshot_medad.images.files import Series
@@ -18,6 +17,23 @@ from oneshot_medad.images.quiet import quiet
 
 if TYPE_CHECKING:
     from oneshot_medad.studies.volume import Volume
+
+NOTICE = "RESEARCH USE ONLY - NOT A MEDICAL DEVICE"
+"""Burnt into every picture, and said in every object."""
+
+MUST_BE_THERE = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "Laterality",
+)
+"""Attributes that the standard wants present, if empty."""
 
 SCHEME = "99ONESHOT"
 """Coding scheme of what no standard one has a code for."""

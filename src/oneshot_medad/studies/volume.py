@@ -15,9 +15,9 @@ from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume
 from oneshot_medad.images.grid import AXES, Grid
 from oneshot_medad.images.kinds import NIFTI
 from oneshot_medad.images.open import open_stack
-from oneshot_medad.results.verdicts import ABNORMAL, CANNOT_JUDGE, NOT_READ, decide, places_from
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.studies.regions import VolumeRegion, find_volume_regions
+from oneshot_medad.verdicts import ABNORMAL, CANNOT_JUDGE, NOT_READ, decide, places_from
 
 MAP, SEGMENTATION = ".map.dcm", ".seg.dcm"
 """What the files of DICOM objects end in."""

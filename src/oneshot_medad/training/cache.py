@@ -45,8 +45,8 @@ class Encoded:
         (V, h, w), 1 where a lesion was drawn.
     matches
         What `match` finds among the reference views at each level, if it was looked up.
-    gists
-        (V, G) what kind of image each is, from `VisionTower.with_gist`.
+    kinds
+        (V, D) what kind of image each is, from `Backbone.kind`.
     mirrored
         Like ``features``, of the mirror images; None where nobody asked for them.
     positions
@@ -58,7 +58,7 @@ class Encoded:
     content: torch.Tensor
     mask: torch.Tensor
     matches: list[Match] | None = None
-    gists: torch.Tensor | None = None
+    kinds: torch.Tensor | None = None
     mirrored: list[torch.Tensor] | None = None
     positions: torch.Tensor | None = None
 
@@ -76,11 +76,11 @@ class Encoded:
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Encoded:
         features = [change(f) for f in self.features]
-        gists = change(self.gists) if self.gists is not None else None
+        kinds = change(self.kinds) if self.kinds is not None else None
         mirrored = [change(f) for f in self.mirrored] if self.mirrored is not None else None
         positions = change(self.positions) if self.positions is not None else None
         z, content, mask = map(change, (self.z, self.content, self.mask))
-        return Encoded(z, features, content, mask, None, gists, mirrored, positions)
+        return Encoded(z, features, content, mask, None, kinds, mirrored, positions)
 
 
 def join(parts: list[Encoded]) -> Encoded:
@@ -106,14 +106,14 @@ def encode(
     the features of the mirror images.
     """
     device = backbone.device
-    z, levels, gists, mirrored = [], [], [], []
+    z, levels, kinds, mirrored = [], [], [], []
     with torch.no_grad():
         for chunk in images.split(ENCODE_BATCH):
             there = chunk.to(device)
             z.append(backbone.latents.encode(there).cpu() if size is None else chunk.new_zeros(len(chunk), 0, *size))
-            features, gist = backbone.vision.with_gist(there)
+            features = backbone.vision(there)
             levels.append([f.cpu() for f in features])
-            gists.append(gist.cpu())
+            kinds.append(backbone.kind(features).cpu())
             if mirror:
                 mirrored.append([f.cpu() for f in backbone.vision(there.flip(-1))])
     latent = torch.cat(z)
@@ -125,7 +125,7 @@ def encode(
         enough = (0.5 * covered.amax((1, 2), keepdim=True)).clamp(max=0.25)  # the smallest lesion keeps a cell
         mask = (covered > enough).float()
     features, others = ([torch.cat(f) for f in zip(*seen, strict=True)] for seen in (levels, mirrored))
-    return Encoded(latent, features, local_contrast(images, size), mask, None, torch.cat(gists), others or None)
+    return Encoded(latent, features, local_contrast(images, size), mask, None, torch.cat(kinds), others or None)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def make_views(
     if positions is not None:
         most, points = MOST_SLICES, torch.cat([_unit(points), _unit(positions[:, None])], dim=1)
     if k > most:
-        reference = replace(reference[_most_different(points, most)], gists=reference.gists)
+        reference = replace(reference[_most_different(points, most)], kinds=reference.kinds)
     compared = References.of(reference.features, reference.positions) if recipe.compares else None
 
     def looked_up(seen: Encoded) -> Encoded:

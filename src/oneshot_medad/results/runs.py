@@ -18,12 +18,12 @@ import numpy as np
 
 from oneshot_medad._names import cell, file_name, written
 from oneshot_medad.errors import ConfigError, ImageError
-from oneshot_medad.export import record_lines
 from oneshot_medad.images.expand import Sources, slices
 from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume, volumes_of
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.images.sanity import Oddities
-from oneshot_medad.outputs import HEATMAPS, OF_VOLUMES, Outputs
+from oneshot_medad.results.audit import record_lines
+from oneshot_medad.results.outputs import HEATMAPS, OF_VOLUMES, Outputs
 
 Rows = list[dict[str, Any]]
 Place: TypeAlias = tuple[File | Series, str]

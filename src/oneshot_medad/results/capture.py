@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,13 +15,9 @@ from oneshot_medad.images.expand import source_of
 from oneshot_medad.images.files import Series, Slice, first_file, is_part_of_volume
 from oneshot_medad.images.kinds import kind
 from oneshot_medad.images.open import reading
-from oneshot_medad.visualize import captioned, picture
-
-if TYPE_CHECKING:
-    from oneshot_medad.predictions import Predictions
-
-NOTICE = "RESEARCH USE ONLY - NOT A MEDICAL DEVICE"
-"""Burnt into every picture."""
+from oneshot_medad.results.pictures import captioned, picture
+from oneshot_medad.results.predictions import Predictions
+from oneshot_medad.studies.objects import MUST_BE_THERE, NOTICE
 
 PATIENT_AND_STUDY = (
     "SpecificCharacterSet",
@@ -47,20 +43,6 @@ PATIENT_AND_STUDY = (
 )
 """What a capture takes from its source; not the frame of reference, in which a picture of panels lies nowhere."""
 
-MUST_BE_THERE = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "Laterality",
-)
-"""Attributes that the standard wants present, if empty."""
-
 
 def need_pydicom() -> None:
     """Raise an `ExtraError` if pydicom is not installed."""
@@ -71,7 +53,7 @@ def need_pydicom() -> None:
 
 
 def capture_picture(predictions: Predictions, i: int) -> Image.Image:
-    """RGB: `visualize.picture` with the score and the notice below it."""
+    """RGB: `pictures.picture` with the score and the notice below it."""
     word = {"abnormal": "ABNORMAL"}.get(predictions.verdict(i), predictions.verdict(i))
     score = f"{word}: anomaly score {predictions.shown[i]:.2f} on a scale from 0 to 1 where 0.5 is the threshold"
     return captioned(picture(predictions, i), [score, NOTICE])

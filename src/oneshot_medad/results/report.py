@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,10 +19,8 @@ from oneshot_medad.evaluation import MEASURES
 from oneshot_medad.images.files import is_part_of_volume
 from oneshot_medad.images.folders import said
 from oneshot_medad.images.read import BLANK
-from oneshot_medad.visualize import colours, image_again, picture, strength
-
-if TYPE_CHECKING:
-    from oneshot_medad.predictions import Predictions
+from oneshot_medad.results.pictures import colours, image_again, picture, strength
+from oneshot_medad.results.predictions import Predictions
 
 SIDE = 320
 """Longest side of the pictures in a report, pixels; they are all that makes it large."""
@@ -146,7 +144,7 @@ def _report_row(predictions: Predictions, i: int, row: dict[str, Any]) -> dict[s
 
 
 def _heat_uri(level: Image.Image, opaque: bool) -> str:
-    """A PNG with the colours of the scale; as opaque as `visualize.blend` makes them, or fully where no image is."""
+    """A PNG with the colours of the scale; as opaque as `pictures.blend` makes them, or fully where no image is."""
     steps = np.arange(256) / 255
     paletted = Image.frombytes("P", level.size, level.tobytes())
     paletted.putpalette(colours(steps).tobytes())

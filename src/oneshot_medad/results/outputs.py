@@ -12,9 +12,9 @@ from typing import Any
 from oneshot_medad._listing import append, drop, first_cell, lines, record_of, recorded_name, rows_of, write_rows
 from oneshot_medad._names import cell, file_name
 from oneshot_medad.errors import ConfigError
-from oneshot_medad.export import FORMATS, form_of
-from oneshot_medad.results.verdicts import JUDGED
+from oneshot_medad.results.heatmaps import FORMATS, form_of
 from oneshot_medad.studies.volume import MAP, SEGMENTATION
+from oneshot_medad.verdicts import JUDGED
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
 HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"

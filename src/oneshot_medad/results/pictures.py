@@ -146,7 +146,7 @@ def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
-    """A matplotlib figure of the first ``n`` images with heatmaps over them, scores and a colour bar.
+    """A matplotlib figure of the first ``n`` images: heatmaps over them, regions outlined, scores and a colour bar.
 
     Parameters
     ----------
@@ -176,7 +176,9 @@ def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
         image, verdict = image_again(predictions, i), predictions.verdict(i)
         if heatmap.size:
             level = shown(heatmap, predictions.threshold)
-            axes.imshow(colours(level) if image is None else blend(image, heatmap, predictions.threshold))
+            drawn = colours(level) if image is None else blend(image, heatmap, predictions.threshold)
+            limit = places_from(verdict, predictions.threshold, predictions.uncertain_from)
+            axes.imshow(outlined(drawn, heatmap > limit, OUTLINE))
             title += f"\n{values[i]:.2f} {verdict.replace('abnormal', 'ABNORMAL')}"
             title += " (heatmap only)" if image is None else ""
         elif image is not None:

@@ -35,8 +35,7 @@ class Predictions:
     ----------
     scores
         (N,) float64, higher is more abnormal. 0 is the median of the fit's own normal views, 1 what nine of
-        ten further normal images are expected to stay below; values may lie outside. NaN for an image that could not be
-        read.
+        ten further normal images are expected to stay below; values may lie outside. NaN for an image not read.
     heatmaps
         N arrays (H, W) float32, each on its image's own grid, on the scale of the scores.
     threshold
@@ -66,13 +65,11 @@ class Predictions:
         How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
         picture, folders that were not searched.
     positions
-        Where along its volume each slice lies, from 0 to 1; None for an image that is no slice or the only one of its
-        volume, was blank or not read.
+        Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
     volume_limits
         What volumes are judged by; None takes the limits for single images.
     span
-        Positions of the first and the last slice that the detector was fitted on; slices of volumes that lie elsewhere
-        are not judged. None judges them wherever they lie.
+        Positions of the first and last slice fitted on, beyond which slices are not judged; None judges them anywhere.
     """
 
     scores: np.ndarray
@@ -151,20 +148,19 @@ class Predictions:
     def verdict(self, i: int) -> str:
         """What to say of image ``i``; see `verdicts`."""
         alike = 1.0 if self.similarities is None else float(self.similarities[i])
-        score, outside = float(self.scores[i]), bool(self.outside(i))
-        return decide(score, self.threshold, self.uncertain_from, alike, self.least_similarity, outside)
+        limits = self.threshold, self.uncertain_from, alike, self.least_similarity
+        return decide(float(self.scores[i]), *limits, outside=bool(self.outside(i)))
 
     def outside(self, i: int) -> str:
-        """Why image ``i`` cannot be judged by where in its volume it lies; empty if it can."""
+        """Why image ``i`` cannot be judged where it lies in its volume; empty if it can."""
         return beyond(self.positions[i] if self.positions else None, self.span)
 
     @property
     def verdicts(self) -> list[str]:
         """What to say of each image: "normal", "uncertain", "abnormal", "cannot judge" or "not read".
 
-        "cannot judge" is an image unlike those the detector was fitted on, such as a knee given to a chest detector, or
-        a slice that lies elsewhere in its volume than all of those: its score means nothing. "uncertain" lies in the
-        reject band that `AnomalyDetector.calibrate` can set.
+        "cannot judge" is an image unlike those fitted on, such as a knee given to a chest detector, or a slice from
+        elsewhere in its volume: its score means nothing. "uncertain" lies in `AnomalyDetector.calibrate`'s reject band.
         """
         return [self.verdict(i) for i in range(len(self))]
 

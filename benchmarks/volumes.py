@@ -82,7 +82,10 @@ def measure(detector: AnomalyDetector, heads: dict[Path, Head], positions: bool)
         "judged": float(np.mean([np.isfinite(values).mean() for values in found])),
         "healthy_flagged": float(above[~sick].mean()),
         "sick_flagged": float(above[sick].mean()),
-        "scores": {path.stem: values.round(4).tolist() for path, values in zip(heads, found, strict=True)},
+        "scores": {
+            path.stem: [None if np.isnan(value) else round(float(value), 4) for value in values]
+            for path, values in zip(heads, found, strict=True)
+        },
     }
 
 

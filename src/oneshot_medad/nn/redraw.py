@@ -31,7 +31,8 @@ def redrawn(field: torch.Tensor, own: torch.Tensor, normal: torch.Tensor | None,
     own
         (2, C, h, w) features of the image and of its mirror image.
     normal
-        (C, h, w) features that are normal at each place; None takes the nearest tissue, whatever it looks like.
+        (C, h, w) features that are normal at each place; None takes the nearest tissue, often that of the
+        other side, whatever it looks like.
     hot
         (h, w) bool, the places to fill.
 

@@ -12,7 +12,7 @@ from oneshot_medad import AnomalyDetector, slices
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.nn.matching import References, match
 from oneshot_medad.scoring import Scorer
-from oneshot_medad.training.cache import MOST_SLICES, _most_different, _scattered, _unit
+from oneshot_medad.training.cache import COVER, MOST_SLICES, _most_different, _scattered, _unit
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,9 @@ def test_views_and_references_lie_all_over_the_volume():
         begun = positions[_scattered(positions)[:count]].sort().values
         assert float(begun.diff().max()) < 3 / count
     features = torch.randn(180, 5, generator=torch.Generator().manual_seed(0))
-    kept = _most_different(torch.cat([_unit(features), _unit(positions[:, None])], dim=1), MOST_SLICES)
-    assert float(positions[kept].diff().max()) < 0.1
+    kept = _most_different(torch.cat([_unit(features), COVER * _unit(positions[:, None])], dim=1), MOST_SLICES)
+    assert len(set(kept.tolist())) == MOST_SLICES
+    assert float(positions[kept].diff().max()) < 0.15
 
 
 def test_a_slice_scores_as_against_the_references_near_it_alone(detector, head):

@@ -22,8 +22,10 @@ from oneshot_medad.synthesis.masks import blob_masks, local_contrast
 ENCODE_BATCH = 8
 MOST_REFERENCES = 16
 """Images that others are compared with; of more, the most different ones."""
-MOST_SLICES = 64
+MOST_SLICES = 32
 """The same for slices of volumes, each of which is compared with those near its position alone."""
+COVER = 3.0
+"""How much more than what they show counts where slices lie, when those to compare with are chosen."""
 TURNED = 4
 """Images of which turned copies are encoded."""
 _Indexed = TypeVar("_Indexed", torch.Tensor, "Encoded")
@@ -192,7 +194,7 @@ def make_views(
     reference = encoded(images if k > 1 else normal_views(images, recipe.n_reference, generator))
     most, points = MOST_REFERENCES, pooled(reference.features)
     if positions is not None:
-        most, points = MOST_SLICES, torch.cat([_unit(points), _unit(positions[:, None])], dim=1)
+        most, points = MOST_SLICES, torch.cat([_unit(points), COVER * _unit(positions[:, None])], dim=1)
     if k > most:
         reference = replace(reference[_most_different(points, most)], kinds=reference.kinds)
     compared = References.of(reference.features, reference.positions) if recipe.compares else None

@@ -60,11 +60,12 @@ SETS = {"sample": sample, "lgg": lgg}
 @torch.no_grad()
 def decoded(detector: AnomalyDetector, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(H, W) grey: the autoencoder's picture of an image, and that without what the deviation network sees in it."""
-    backbone, side = detector._backbone, detector._backbone.spec.image_px
+    backbone = detector._fitted.networks.load()
+    side = backbone.spec.image_px
     pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1).expand(3, -1, -1) / 255
     z = backbone.latents.encode(to_field(pixels, side)[None])
     middle = N_TIMES // 2
-    without = z - float(strengths()[middle]) * detector._scorer.model.unet(z, torch.full((1,), middle))
+    without = z - float(strengths()[middle]) * detector._fitted.scorer.model.unet(z, torch.full((1,), middle))
     seen = backbone.latents.decode(torch.cat([z, without])).mean(dim=1)
     before, after = (from_field(picture, side, image.shape[:2]).numpy() for picture in seen)
     return before, after

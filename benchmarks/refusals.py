@@ -78,6 +78,11 @@ def summary(table: dict[str, dict[str, float]]) -> dict[str, float]:
     return {group: float(np.mean(shares)) if shares else float("nan") for group, shares in groups.items()}
 
 
+def cells(table: dict[str, dict[str, float]]) -> str:
+    """The summary as cells of a Markdown table; empty where there is no such pair."""
+    return " | ".join("" if np.isnan(share) else f"{share:.1%}" for share in summary(table).values())
+
+
 def main(arguments: list[str]) -> None:
     """Write JSON and a Markdown table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks refusals", description=__doc__)
@@ -94,7 +99,7 @@ def main(arguments: list[str]) -> None:
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     lines = ["| one reference from | own collection | same modality | another modality |", "|---|---|---|---|"]
     for role, said in (("eval", "evaluation collections"), ("pool", "the pool")):
-        lines.append(f"| {said} | " + " | ".join(f"{share:.1%}" for share in summary(tables[role]).values()) + " |")
+        lines.append(f"| {said} | " + cells(tables[role]) + " |")
     for name, row in tables["eval"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{share:.1%}" for share in summary({name: row}).values()) + " |")
+        lines.append(f"| {name} | " + cells({name: row}) + " |")
     args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")

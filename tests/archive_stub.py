@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
-from oneshot_medad import AnomalyDetector
+from oneshot_medad import AnomalyDetector, Predictions, _predicting
+from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.images.preprocess import to_field
 from oneshot_medad.images.read import MedicalImage
 
@@ -23,8 +26,14 @@ class StubDetector(AnomalyDetector):
         stub.__dict__.update(fitted.__dict__, seconds=seconds)
         return stub
 
-    def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float]]:
+    def _predict(self, *given: Any) -> Predictions:
+        with patch.object(_predicting, "score", self._score):
+            return super()._predict(*given)
+
+    def _score(
+        self, fitted: FittedDetector, images: list[MedicalImage], fetch: bool
+    ) -> Iterator[tuple[float, np.ndarray, float, str]]:
         for image in images:
             time.sleep(self.seconds)
-            field = to_field(image.pixels, self._spec.image_px, image.aspect)
-            yield float(field.mean()), field[0].numpy().copy(), 1.0
+            field = to_field(image.pixels, fitted.networks.spec.image_px, image.aspect)
+            yield float(field.mean()), field[0].numpy().copy(), 1.0, ""

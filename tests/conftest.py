@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot_medad import AnomalyDetector, Recipe
+from oneshot_medad import AnomalyDetector, Recipe, _predicting
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.datasets import Sample, load_sample
+from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.images.preprocess import to_field
 from oneshot_medad.images.read import MedicalImage
 from oneshot_medad.training.cache import Views, make_views
@@ -47,8 +48,10 @@ def fitted(sample: Sample, small: Recipe) -> AnomalyDetector:
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that take no time: the score is the mean, the heatmap the picture."""
 
-    def score(self: AnomalyDetector, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float]]:
+    def score(
+        fitted: FittedDetector, images: list[MedicalImage], fetch: bool
+    ) -> Iterator[tuple[float, np.ndarray, float, str]]:
         for image in images:
-            yield float(image.pixels.mean()), image.pixels[0].numpy().copy(), 1.0
+            yield float(image.pixels.mean()), image.pixels[0].numpy().copy(), 1.0, ""
 
-    monkeypatch.setattr(AnomalyDetector, "_score", score)
+    monkeypatch.setattr(_predicting, "score", score)

@@ -1,4 +1,4 @@
-"""Calls to the Hugging Face Hub: patience with passing trouble, and errors that say what to do; hashes of files."""
+"""Calls to the Hugging Face Hub: patience with passing trouble, and errors that say what to do; its files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from oneshot_medad.errors import HubError
+from oneshot_medad.errors import HubError, PersistenceError
 
 ATTEMPTS = 4
 LONGEST_WAIT_S = 60.0
@@ -69,6 +69,18 @@ def _is_network(error: Exception) -> bool:
     modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
     clients = {"httpx", "httpx2", "requests", "urllib3"}
     return isinstance(error, ConnectionError | TimeoutError) or bool(modules & clients)
+
+
+def plain_file(folder: Path, name: str) -> Path:
+    """``folder/name`` if it is a regular file that lies in the folder, or a link into a Hub cache beside it."""
+    path = folder / name
+    if not path.is_file():
+        raise PersistenceError(f"Missing {path}. Save the detector again, or download all of its files.")
+    if path.is_symlink():  # the Hub's cache keeps the files of a snapshot as links into a folder "blobs" above it
+        blobs = path.resolve().parent
+        if blobs.name != "blobs" or blobs.parent not in folder.resolve().parents:
+            raise PersistenceError(f"{path} is a link out of its folder. Copy the file itself there if you trust it.")
+    return path
 
 
 def sha256(path: Path) -> str:

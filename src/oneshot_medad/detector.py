@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from sklearn.base import BaseEstimator, OutlierMixin
 
-from oneshot_medad._measuring import Measurable
-from oneshot_medad._runtime import process_count, resolve_device, seeded
-from oneshot_medad.backbones import load_backbone
+from oneshot_medad import _inspection, _measuring, _parameters, _sharing
+from oneshot_medad._parameters import checked
+from oneshot_medad._predicting import predict_sources
+from oneshot_medad._runtime import resolve_device, seeded
+from oneshot_medad._support import positions_of, read_normal, warn_of
 from oneshot_medad.backbones.resolve import resolve
-from oneshot_medad.backbones.specs import BackboneSpec, get_spec
+from oneshot_medad.backbones.specs import BackboneSpec
 from oneshot_medad.calibration import expected_threshold, uncalibrated
 from oneshot_medad.config import Recipe
-from oneshot_medad.errors import BlankImageError, ConfigError, ImageError
+from oneshot_medad.errors import ConfigError, NotFittedError
+from oneshot_medad.fitted import FittedDetector, Networks
 from oneshot_medad.images.expand import Sources
-from oneshot_medad.images.files import Slice, is_part_of_volume
-from oneshot_medad.images.preprocess import from_field, to_field
-from oneshot_medad.images.read import BLANK, MedicalImage, expand, name_of
-from oneshot_medad.images.sanity import Oddities, Watcher, copies, faint, saturated
+from oneshot_medad.images.preprocess import to_field
+from oneshot_medad.images.read import expand
+from oneshot_medad.images.sanity import Oddities, Watcher
 from oneshot_medad.model_selection import normal_rows
-from oneshot_medad.persistence.describe import provenance, stamp
+from oneshot_medad.persistence.describe import fingerprint_of
+from oneshot_medad.provenance import provenance
 from oneshot_medad.results.predictions import Predictions
 from oneshot_medad.scoring import fit_scorer
-from oneshot_medad.studies.limits import Limits
-from oneshot_medad.training.cache import ENCODE_BATCH, make_views
+from oneshot_medad.training.cache import make_views
 
 
-class AnomalyDetector(Measurable):
+class AnomalyDetector(OutlierMixin, BaseEstimator):
     """One-shot anomaly detector for medical images: higher scores are more abnormal.
 
     The constructor stores its arguments; `fit` checks them.
@@ -76,6 +72,9 @@ class AnomalyDetector(Measurable):
     >>> scores.shape, heatmaps[0].shape == sample.images[0].shape
     ((2,), True)
     """
+
+    _fitted: FittedDetector
+    "What the last fit gave, and all that is known since; missing before."
 
     def __init__(
         self,
@@ -128,40 +127,21 @@ class AnomalyDetector(Measurable):
         WeightsError, HubError
             Frozen networks that are missing, damaged or cannot be fetched.
         """
-        recipe, spec, device, seed = self._checked()
+        recipe, spec, device, seed = checked(self)
         sources = expand(images, recursive=recursive)
-        support = self._with_content(sources, normal_rows(y, len(sources)))
+        support = read_normal(sources, normal_rows(y, len(sources)), self.intensity_range)
         made = provenance(support)
-        for said in filter(None, [faint(image) or saturated(image) for image in support]):
-            warnings.warn(said, stacklevel=2)
-        doubled = copies([image.name for image in support], [image["sha256"] for image in made["support"]])
-        if doubled:
-            warnings.warn(f"Got {doubled}; wanted different images. They add nothing but their number.", stacklevel=2)
+        warn_of(support, [image["sha256"] for image in made["support"]], stacklevel=3)
         fields = torch.stack([to_field(image.pixels, spec.image_px, image.aspect) for image in support])
-        spec = resolve(spec, self.fetch != "never")
-        backbone = load_backbone(spec, device)
-        generator = seeded(seed)
-        views = make_views(backbone, fields, recipe, generator, _positions(support))
-        fitted = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
-        calibration = uncalibrated(
-            expected_threshold(fitted.normal), "expected", len(support), backbone.least_similarity
-        )
-        self._take(spec, device, fitted.scorer, calibration, made, fitted.history, fields[:4])
+        networks = Networks(resolve(spec, self.fetch != "never"), device)
+        backbone, generator = networks.load(), seeded(seed)
+        views = make_views(backbone, fields, recipe, generator, positions_of(support))
+        found = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
+        threshold = expected_threshold(found.normal)
+        calibration = uncalibrated(threshold, "expected", len(support), backbone.least_similarity)
+        scorer = found.scorer.to(device).eval()
+        self._fitted = FittedDetector(networks, scorer, calibration, made, None, found.history, fields[:4])
         return self
-
-    def _with_content(self, sources: list[Any], rows: Iterable[int]) -> list[MedicalImage]:
-        """The images of some sources without the blank slices of volumes, as there are at both ends of most."""
-        found, blank = [], None
-        for i in rows:
-            try:
-                found.append(self._read_one(sources[i], i))
-            except BlankImageError as error:
-                if not is_part_of_volume(sources[i]):
-                    raise
-                blank = blank or error
-        if blank is not None and not found:
-            raise blank
-        return found
 
     def predict(self, images: Any, *, on_error: str = "raise", recursive: bool = False) -> Predictions:
         """Score images and locate what is abnormal in them.
@@ -188,7 +168,7 @@ class AnomalyDetector(Measurable):
         ImageError, ImageFileError, ImageTypeError
             An input that cannot be used.
         """
-        self._check_fitted()
+        self._ready()
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
         odd = Oddities()
@@ -198,104 +178,94 @@ class AnomalyDetector(Measurable):
 
     def _predict(self, sources: Sources, on_error: str, *watchers: Watcher) -> Predictions:
         """`predict` of what `expand` found; the watchers see every image that was read."""
-        self = self._as_it_is()  # another thread may fit or calibrate meanwhile
-        scores, similarities = np.full((2, len(sources)), np.nan)
-        heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
-        names, reasons = [""] * len(sources), [""] * len(sources)
-        spacings: list[tuple[float, float] | None] = [None] * len(sources)
-        positions: list[float | None] = [None] * len(sources)
-        # without a bar no tqdm either, which starts a thread
-        with tqdm(total=len(sources), desc="predict") if self.progress else nullcontext() as bar:
-            for start in range(0, len(sources), ENCODE_BATCH):
-                chunk: dict[int, MedicalImage] = {}
-                for i in range(start, min(start + ENCODE_BATCH, len(sources))):
-                    try:
-                        chunk[i] = self._read_one(sources[i], i)
-                    except ImageError as error:
-                        blank = isinstance(error, BlankImageError) and isinstance(sources[i], Slice)
-                        if on_error == "raise" and not blank:
-                            raise
-                        names[i], reasons[i] = name_of(sources[i], i), BLANK if blank else str(error)
-                    else:
-                        names[i], spacings[i], positions[i] = chunk[i].name, chunk[i].spacing, chunk[i].position
-                        for watcher in watchers:
-                            watcher(i, sources[i], chunk[i])
-                images = list(chunk.values())
-                if len(sources) > ENCODE_BATCH:  # batches of one size: the same bits whatever else is in the call
-                    images += images[-1:] * (ENCODE_BATCH - len(images))
-                for i, found in zip(chunk, self._score(images), strict=False):
-                    scores[i], heatmaps[i], similarities[i] = found
-                if bar is not None:
-                    bar.update(min(ENCODE_BATCH, len(sources) - start))
-        return Predictions(
-            scores,
-            heatmaps,
-            self.threshold_,
-            names,
-            reasons,
-            self.calibration_scores_,
-            spacings,
-            sources,
-            self.intensity_range,
-            {
-                "detector_sha256": self.fingerprint_,
-                "backbone": self._spec.name,
-                "n_support": self.n_support_,
-                "threshold_rule": self._calibration["rule"],
-                "calibration": self.calibration_,
-                "evaluation": self.evaluation_,
-                **stamp(),
-            },
-            self._calibration["uncertain_from"],
-            similarities,
-            self._calibration["least_similarity"],
-            dict(sources.left_out),
-            positions,
-            Limits.of(self._calibration),
-            self._scorer.span,
-        )
+        return predict_sources(self._ready(), sources, *watchers, on_error=on_error, **self._options())
 
-    @torch.no_grad()
-    def _score(self, images: list[MedicalImage]) -> Iterator[tuple[float, np.ndarray, float]]:
-        """Score, heatmap on its own grid and similarity of each image."""
-        if not images:
-            return
-        backbone = self._backbone
-        side = backbone.spec.image_px
-        fields = torch.stack([to_field(image.pixels, side, image.aspect) for image in images])
-        fields = fields.to(self._device)
-        z = backbone.latents.encode(fields) if self._scorer.recipe.reads_latents else None
-        features = backbone.vision(fields)
-        mirrored = backbone.vision(fields.flip(-1)) if self._scorer.recipe.mirror else None
-        places = torch.tensor([math.nan if image.position is None else image.position for image in images])
-        scores, maps = self._scorer(z, features, mirrored, places)
-        similar = self._scorer.similarity(backbone.kind(features))
-        for image, score, heatmap, like in zip(images, scores.tolist(), maps.cpu(), similar.tolist(), strict=True):
-            yield score, from_field(heatmap, side, image.size, image.aspect).numpy(), like
+    # what else it can do, each a function of the module that is named; `_ready` is what they work on
+    calibrate = _measuring.calibrate
+    decision_function = _measuring.decision_function
+    score_samples = _measuring.score_samples
+    predict_labels = _measuring.predict_labels
+    fit_predict = _measuring.fit_predict
+    evaluate = _measuring.evaluate
+    set_threshold = _measuring.set_threshold
+    preview = _inspection.preview
+    explain = _inspection.explain
+    describe = _inspection.describe
+    save_pretrained = _sharing.save_pretrained
+    push_to_hub = _sharing.push_to_hub
+    from_pretrained = classmethod(_sharing.from_pretrained)
+    get_params = _parameters.get_params
+    set_params = _parameters.set_params
 
-    def _checked(self) -> tuple[Recipe, BackboneSpec, torch.device, int | None]:
-        """Every parameter in the form that `fit` uses, or a `ConfigError`."""
-        spec = get_spec(self.backbone)
-        recipe = self._named_recipe()
-        if self.n_steps is not None:
-            if not isinstance(self.n_steps, Integral):
-                raise ConfigError(f"Got n_steps={self.n_steps!r}; wanted a whole number or None.")
-            recipe = replace(recipe, n_steps=int(self.n_steps))
-        for name, known in (("init", ("pretrained", "random")), ("fetch", ("always", "fit_only", "never"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"Got {name}={getattr(self, name)!r}; wanted one of {', '.join(map(repr, known))}.")
-        seed = self.random_state
-        if seed is not None and (not isinstance(seed, Integral) or seed < 0):
-            raise ConfigError(f"Got random_state={seed!r}; wanted a whole number from 0, or None.")
-        if seed is None and process_count() > 1:
-            raise ConfigError("Got random_state=None in a distributed run; wanted a number, so that all draw the same.")
-        window = self.intensity_range
-        if window is not None and not (np.shape(window) == (2,) and window[0] < window[1]):
-            raise ConfigError(f"Got intensity_range={window!r}; wanted (low, high) with low < high.")
-        return recipe, spec, resolve_device(self.device), None if seed is None else int(seed)
+    @property
+    def threshold_(self) -> float:
+        """Score above which an image is flagged."""
+        return self._ready().threshold
 
+    @property
+    def n_support_(self) -> int:
+        """Number of normal images fitted on."""
+        return self._ready().n_support
 
-def _positions(images: list[MedicalImage]) -> torch.Tensor | None:
-    """(K,) positions in their volumes; None unless all images are slices."""
-    known = [image.position for image in images if image.position is not None]
-    return torch.tensor(known) if len(known) == len(images) else None
+    @property
+    def calibration_scores_(self) -> np.ndarray | None:
+        """(n,) sorted scores of the normal images given to `calibrate`; None before."""
+        return self._ready().calibration_scores
+
+    @property
+    def calibration_(self) -> dict[str, Any]:
+        """How the threshold was found, on which images, and what false-positive rate that promises.
+
+        ``rule``, ``threshold``, ``target_fpr``, ``uncertain_from``, ``uncertain_fpr``, ``n_normal``, ``images`` (their
+        SHA-256, of the pixels of all that were given to `calibrate`); ``expected_fpr`` and ``fpr_bound`` (at 95 %
+        confidence) of the threshold, ``expected_uncertain`` and ``uncertain_bound`` of the lower end of the reject
+        band; None where normal images did not set it. After a calibration with labels also ``n_abnormal``,
+        ``target_sensitivity``, ``expected_sensitivity`` and ``sensitivity_bound``, and ``operating_points``: what
+        false-positive rate buys what sensitivity (`operating.operating_points`). ``volumes`` holds the same of a
+        calibration on volumes; None before.
+        """
+        return self._ready().stated()
+
+    @property
+    def history_(self) -> list[dict[str, float]]:
+        """Losses of every training step."""
+        return self._ready().history
+
+    @property
+    def evaluation_(self) -> dict[str, Any] | None:
+        """What `evaluate` measured last; None if nothing was."""
+        return self._ready().evaluation
+
+    @property
+    def provenance_(self) -> dict[str, Any]:
+        """Time, versions and hashes of the images fitted on."""
+        return self._ready().provenance
+
+    @property
+    def fingerprint_(self) -> str:
+        """SHA-256 over all that the scores depend on; the same after saving and reading back."""
+        return fingerprint_of(self._ready(), self.fetch == "always")
+
+    def _ready(self) -> FittedDetector:
+        """What the last fit gave; a call takes it once, whatever other threads do meanwhile."""
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) first.")
+        return self._fitted
+
+    def _options(self) -> dict[str, Any]:
+        """The constructor's arguments that a prediction needs."""
+        return {"intensity_range": self.intensity_range, "fetch": self.fetch == "always", "progress": self.progress}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_fitted" in vars(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: tensors on the CPU, and the hashes of the frozen networks in place of these."""
+        state = dict(super().__getstate__())
+        return {**state, "_fitted": state["_fitted"].portable()} if "_fitted" in state else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Find the frozen networks where they are here; they must be the same."""
+        super().__setstate__(state)
+        if "_fitted" in state:
+            self._fitted = state["_fitted"].placed(resolve_device(self.device))

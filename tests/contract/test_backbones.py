@@ -450,7 +450,7 @@ def test_a_mediclip_checkpoint(server, sample, tmp_path):
             found.append(torch.einsum("bchw,kc->bkhw", v, torch.stack(words)))
         expected = torch.stack(found).mean(0).softmax(1)[:, 1]
     assert [h.shape for h in heatmaps] == [x.shape for x in sample.images[:3]]
-    got = detector._scorer(*detector._backbone.features(fields))[1]
+    got = detector._fitted.scorer(*detector._fitted.networks.load().features(fields))[1]
     coarse = torch.nn.functional.interpolate(expected[:, None], got.shape[-2:], mode="bilinear")[:, 0]
     torch.testing.assert_close(got.sigmoid(), coarse, atol=5e-3, rtol=0)  # logits, interpolated
     assert 1 / (1 + np.exp(-scores)) == pytest.approx(coarse.amax((1, 2)).numpy(), abs=5e-3)

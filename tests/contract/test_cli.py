@@ -10,7 +10,7 @@ import pytest
 from backbone_repos import SMALL_CLIP, SMALL_DD, clip_repo, medvae_repo, small_spec
 from PIL import Image
 
-from oneshot_medad import AnomalyDetector, cli
+from oneshot_medad import AnomalyDetector, _predicting, cli
 from oneshot_medad.backbones import specs
 from oneshot_medad.backbones.specs import SPEC, BackboneSpec
 
@@ -60,7 +60,7 @@ def test_fit_predict_evaluate_and_info(scans, monkeypatch, capsys, small):
     from oneshot_medad import config
 
     monkeypatch.setitem(config.RECIPES, "default", small)
-    monkeypatch.setattr(cli, "CHUNK", 3)
+    monkeypatch.setattr(cli.predictions, "CHUNK", 3)
     detector = scans / "detector"
     assert run(monkeypatch, "fit", scans / "support.png", "--out", detector, "--modality", "brain MRI", "--json") == 0
     assert json.loads(capsys.readouterr().out)["n_support"] == 1
@@ -211,18 +211,18 @@ def test_what_goes_wrong_ends_in_one_line(fitted, scans, monkeypatch, capsys):
     assert said.startswith("FileExistsError: ")
     assert said.count("\n") == 1
 
-    monkeypatch.setattr(cli, "CHUNK", 2)
-    score = AnomalyDetector._score
+    monkeypatch.setattr(cli.predictions, "CHUNK", 2)
+    score = _predicting.score
 
-    def interrupted(self, images):
+    def interrupted(fitted, images, fetch):
         if (scans / "out" / "heatmaps").exists():
             raise KeyboardInterrupt
-        return score(self, images)
+        return score(fitted, images, fetch)
 
-    monkeypatch.setattr(AnomalyDetector, "_score", interrupted)
+    monkeypatch.setattr(_predicting, "score", interrupted)
     assert run(monkeypatch, *predict, scans / "out") == 130
     assert "2 images are in" in capsys.readouterr().err
-    monkeypatch.setattr(AnomalyDetector, "_score", score)
+    monkeypatch.setattr(_predicting, "score", score)
     assert run(monkeypatch, *predict, scans / "out", "--json") == 0
     assert json.loads(capsys.readouterr().out)["images"] == 4
     assert len((scans / "out" / "scores.csv").read_text().splitlines()) == 5
@@ -325,7 +325,7 @@ def test_volumes_and_archives(fitted, sample, monkeypatch, tmp_path, capsys):
     import nibabel
     from PIL import Image
 
-    monkeypatch.setattr(cli, "CHUNK", 1)
+    monkeypatch.setattr(cli.predictions, "CHUNK", 1)
     detector = copy.copy(fitted)
     detector.intensity_range = (0, 255)
     detector.save_pretrained(tmp_path / "detector")

@@ -44,7 +44,7 @@ def test_fit_save_load_and_predict_through_the_hub(served, sample, tmp_path):
     assert len(served.requests) == asked
 
     # MediCLIP's layout: the patch tokens after blocks 12, 18 and 24, without the class token
-    backbone = again._backbone
+    backbone = again._fitted.networks.load()
     image = torch.rand(1, 3, 224, 224)
     kept = []
     visual = read_visual(cache_folder(get_spec("medvae-vitl14")))

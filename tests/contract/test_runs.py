@@ -28,7 +28,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.fixture
 def stub(stub, monkeypatch):
     """Networks that take no time, and runs of several steps."""
-    monkeypatch.setattr(cli, "CHUNK", 4)
+    monkeypatch.setattr(cli.predictions, "CHUNK", 4)
 
 
 @pytest.fixture

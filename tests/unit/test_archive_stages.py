@@ -58,7 +58,7 @@ def test_rows_and_heatmaps_are_those_of_predict(fitted, mixed, one_thread, tmp_p
     wanted = detector.predict(mixed, on_error="record")
     files = wanted.save_heatmaps(tmp_path / "heatmaps")
     rows = manifest(mixed)
-    side = detector._backbone.spec.image_px
+    side = detector._ready().networks.spec.image_px
     judge = Judge(pickle.loads(pickle.dumps(detector)), heatmaps=True)
     for batches in ([rows], [rows[i : i + 5] for i in range(0, len(rows), 5)], [rows[i : i + 1] for i in range(3)]):
         got = pa.concat_tables([judge(decode(batch, detector.intensity_range, side)) for batch in batches]).to_pylist()

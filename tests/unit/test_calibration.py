@@ -66,7 +66,7 @@ def test_calibrate_moves_the_threshold_and_survives_saving(fitted, sample, small
     assert np.array_equal(again.predict(sample.images).p_values, after.p_values)
     assert "same population" in (tmp_path / "calibrated" / "README.md").read_text()
     detector.calibrate(sample.images, sample.labels)
-    assert detector._calibration["rule"] == "labels"
+    assert detector._fitted.calibration["rule"] == "labels"
     assert detector.set_threshold(0.3).predict(sample.images[:1]).threshold == 0.3
     with pytest.raises(ConfigError, match="finite"):
         detector.set_threshold(float("nan"))

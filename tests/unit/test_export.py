@@ -200,7 +200,7 @@ def test_captures_pass_the_standards_checker(captures):
 
 
 def test_every_format_has_a_suffix_of_its_own():
-    from oneshot_medad.cli import Format
+    from oneshot_medad.cli.predictions import Format
 
     assert [form.value for form in Format] == list(FORMATS)
     assert len(set(FORMATS.values())) == len(FORMATS)

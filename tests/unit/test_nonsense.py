@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oneshot_medad import AnomalyDetector
+from oneshot_medad import AnomalyDetector, _predicting
 from oneshot_medad.calibration import false_positives, promises, stated
 from oneshot_medad.datasets import load_sample
 from oneshot_medad.errors import ConfigError, ImageError
@@ -110,14 +110,14 @@ def test_images_of_another_kind_are_refused_unless_they_are_asked_for(detector, 
 def test_calibrating_again_on_the_same_images_is_no_error(detector, many):
     images = many.images[:5]
     least = float(np.median(detector.calibrate(images, target_fpr=0.5).predict(images).similarities))
-    detector._calibration = {**detector._calibration, "least_similarity": least}  # as of another backbone
+    detector._fitted = detector._fitted.recalibrated(least_similarity=least)  # as of another backbone
     assert "cannot judge" in detector.predict(images).verdicts
     assert detector.calibrate(images, target_fpr=0.2).calibration_["target_fpr"] == 0.2
 
 
 def test_every_image_is_read_once(detector, many, monkeypatch):
-    read, one = [], AnomalyDetector._read_one
-    monkeypatch.setattr(AnomalyDetector, "_read_one", lambda *given: read.append(given[2]) or one(*given))
+    read, one = [], _predicting.read_one
+    monkeypatch.setattr(_predicting, "read_one", lambda *given: read.append(given[1]) or one(*given))
     detector.calibrate(many.images[:9], target_fpr=0.2)
     assert read == list(range(9))
     read.clear()
@@ -199,9 +199,9 @@ def test_calibrations_of_older_versions_still_load(detector, many, tmp_path):
 def test_a_calibration_on_very_many_images_can_be_read_back(detector, tmp_path):
     scores = np.random.default_rng(0).normal(size=20_000)
     found = {"normal_scores": np.sort(scores).tolist(), "images": [f"{i:064x}" for i in range(20_000)]}
-    detector._recalibrated(**found)
+    detector._fitted = detector._fitted.recalibrated(**found)
     again = AnomalyDetector.from_pretrained(detector.save_pretrained(tmp_path / "d"))
-    assert stated(again._calibration)["n_normal"] == 20_000
+    assert stated(again._fitted.calibration)["n_normal"] == 20_000
 
 
 # --- evaluate ------------------------------------------------------------------------------------------------------

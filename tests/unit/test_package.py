@@ -56,3 +56,10 @@ def test_pickles_that_name_earlier_places_are_read():
     region = Region(0.9, 0.9, 1, None, (0.0, 0.0), (0, 0, 1, 1))
     pickled = pickle.dumps(region, protocol=0)
     assert pickle.loads(pickled.replace(b".results.regions", b".regions")) == region
+
+
+def test_the_detector_is_one_class():
+    bases = [base.__module__ for base in oneshot_medad.AnomalyDetector.__mro__[1:]]
+    assert not [module for module in bases if module.startswith("oneshot_medad")]
+    for name, member in vars(oneshot_medad.AnomalyDetector).items():
+        assert name.startswith("_") or getattr(member, "__doc__", None), name

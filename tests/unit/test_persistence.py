@@ -69,7 +69,7 @@ def test_saving_twice_gives_one_detector_and_the_same_bytes(fitted, saved, tmp_p
 def test_backbones_can_be_included(fitted, sample, tmp_path):
     folder = fitted.save_pretrained(tmp_path / "whole", include_backbones=True)
     loaded = AnomalyDetector.from_pretrained(folder)
-    assert loaded._spec.folder == folder / "backbone"
+    assert loaded._fitted.networks.spec.folder == folder / "backbone"
     assert np.array_equal(loaded.predict(sample.images[:1]).scores, fitted.predict(sample.images[:1]).scores)
 
 

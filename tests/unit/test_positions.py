@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.heads import simulate
 from oneshot_medad import AnomalyDetector, slices
+from oneshot_medad._predicting import read_one, score
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.nn.matching import References, match
 from oneshot_medad.scoring import Scorer
@@ -56,26 +57,25 @@ def test_views_and_references_lie_all_over_the_volume():
 
 
 def test_a_slice_scores_as_against_the_references_near_it_alone(detector, head):
-    scorer = detector._scorer
+    fitted = detector._fitted
+    scorer = fitted.scorer
     (source,) = slices(head, indices=[5])
-    image = detector._read_one(source, 0)
-    (score, heatmap, _) = next(detector._score([image]))
+    image = read_one(source, 0, None)
+    (found, heatmap, _, _) = next(score(fitted, [image], True))
     near = scorer.references().near(image.position)
     assert 3 <= len(near.positions) < len(scorer.references().positions)
     alone = Scorer(scorer.model, scorer.text, References(near.levels, near.spread), None, scorer.subspace, scorer.kinds)
     for name in ("n_images", "offsets", "weights"):
         getattr(alone, name).copy_(getattr(scorer, name))
-    whole = AnomalyDetector()
-    whole.__dict__.update({**detector.__dict__, "_scorer": alone})
-    (expected, map_, _) = next(whole._score([image]))
-    assert score == pytest.approx(expected, abs=1e-5)
+    (expected, map_, _, _) = next(score(replace(fitted, scorer=alone), [image], True))
+    assert found == pytest.approx(expected, abs=1e-5)
     np.testing.assert_allclose(heatmap, map_, atol=1e-4)
-    (elsewhere, _, _) = next(detector._score([replace(image, position=None)]))
-    assert elsewhere != score
+    (elsewhere, _, _, _) = next(score(fitted, [replace(image, position=None)], True))
+    assert elsewhere != found
 
 
 def test_slices_beyond_the_references_are_not_judged(detector, head, tmp_path):
-    assert detector._scorer.span == pytest.approx((3 / 11, 6 / 11))
+    assert detector._fitted.scorer.span == pytest.approx((3 / 11, 6 / 11))
     found = detector.predict(head)
     inside = [i for i, reason in enumerate(found.to_rows()) if not reason["reason"]]
     assert inside == [3, 4, 5, 6]
@@ -107,6 +107,6 @@ def test_calibration_passes_over_slices_beyond_the_references(detector, tmp_path
 def test_images_without_positions_are_judged_everywhere(detector, fitted, sample, head):
     plane = np.asarray(nibabel.load(head).dataobj)[:, :, 10]
     assert detector.predict([plane]).outside(0) == ""
-    assert fitted._scorer.span is None
+    assert fitted._fitted.scorer.span is None
     assert "outside" not in fitted.predict(slices(head, indices=[10])).to_rows()[0]["reason"]
-    assert "positions" not in fitted._scorer.to_tensors()
+    assert "positions" not in fitted._fitted.scorer.to_tensors()

@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score
 
 from oneshot_medad import AnomalyDetector, Predictions, Recipe
+from oneshot_medad import detector as detecting
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.model_selection import NormalOnlySplit, normal_rows
 
@@ -101,8 +102,8 @@ def test_labels_scores_and_their_signs(fitted, sample):
 
 def test_abnormal_images_are_never_fitted_on(small, sample, monkeypatch):
     seen = []
-    fit = AnomalyDetector._take
-    monkeypatch.setattr(AnomalyDetector, "_take", lambda self, *args: seen.append(args[4]) or fit(self, *args))
+    fitted = detecting.FittedDetector
+    monkeypatch.setattr(detecting, "FittedDetector", lambda *args: seen.append(args[3]) or fitted(*args))
     detector = AnomalyDetector(recipe=small, random_state=0)
     normal = {image["sha256"] for image in _provenance(sample, 0)}
     found = detector.fit_predict(sample.images, sample.labels)
@@ -119,7 +120,7 @@ def test_abnormal_images_are_never_fitted_on(small, sample, monkeypatch):
 
 def _provenance(sample, label):
     from oneshot_medad.images.read import read_image
-    from oneshot_medad.persistence.describe import provenance
+    from oneshot_medad.provenance import provenance
 
     images = [image for image, truth in zip(sample.images, sample.labels, strict=True) if truth == label]
     return provenance(read_image(image) for image in images)["support"]

@@ -23,7 +23,7 @@ from dicom_files import write_dicom
 from PIL import Image
 from torch import nn
 
-from oneshot_medad import AnomalyDetector
+from oneshot_medad import AnomalyDetector, _predicting
 from oneshot_medad import backbones as loading
 from oneshot_medad._threads import LOADING, cached_once, last_of_thread
 from oneshot_medad.backbones import load_backbone
@@ -31,6 +31,7 @@ from oneshot_medad.backbones.clip import VisionTower
 from oneshot_medad.backbones.medvae import build_autoencoder
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.errors import ConfigError, PersistenceError
+from oneshot_medad.fitted import Networks
 from oneshot_medad.images.expand import expand
 from oneshot_medad.images.read import read_image
 
@@ -55,7 +56,7 @@ def same(one, other):
 
 
 def same_fit(one, other):
-    tensors, others = one._scorer.to_tensors(), other._scorer.to_tensors()
+    tensors, others = one._fitted.scorer.to_tensors(), other._fitted.scorer.to_tensors()
     return one.history_ == other.history_ and all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
@@ -159,15 +160,15 @@ def test_errors_stay_with_their_call(fitted, sample, tmp_path):
 
 
 def test_a_prediction_sees_its_detector_as_it_was(fitted, sample, monkeypatch):
-    detector, score = copy.copy(fitted), AnomalyDetector._score
+    detector, score = copy.copy(fitted), _predicting.score
     before = detector.predict(sample.images)
 
-    def meanwhile(self, images):
+    def meanwhile(*given):
         detector.set_threshold(9.0)
-        detector._scorer = None
-        yield from score(self, images)
+        detector._fitted = replace(detector._fitted, scorer=None)
+        yield from score(*given)
 
-    monkeypatch.setattr(AnomalyDetector, "_score", meanwhile)
+    monkeypatch.setattr(_predicting, "score", meanwhile)
     found = detector.predict(sample.images)
     assert same(found, before)
     assert found.threshold == before.threshold
@@ -304,7 +305,7 @@ def test_detectors_and_predictions_pickle(fitted, sample, tmp_path):
 
 def test_a_detector_of_a_gpu_unpickles_where_there_is_none(fitted, sample):
     other = copy.copy(fitted)
-    other._device = torch.device("cuda")
+    other._fitted = replace(fitted._fitted, networks=Networks(fitted._fitted.networks.spec, torch.device("cuda")))
     assert same(pickle.loads(pickle.dumps(other)).predict(sample.images[0]), fitted.predict(sample.images[0]))
     other.device = "cuda"  # asked for by its user, so never replaced
     if not torch.cuda.is_available():
@@ -315,14 +316,15 @@ def test_a_detector_of_a_gpu_unpickles_where_there_is_none(fitted, sample):
 
 def test_a_pickled_detector_finds_the_networks_where_they_are(fitted, sample, monkeypatch, tmp_path):
     other = copy.copy(fitted)
-    other._spec = replace(fitted._spec, folder=tmp_path / "elsewhere")
-    other._spec.folder.symlink_to(get_spec("tiny").folder)
+    spec = replace(fitted._fitted.networks.spec, folder=tmp_path / "elsewhere")
+    other._fitted = replace(fitted._fitted, networks=Networks(spec, CPU))
+    spec.folder.symlink_to(get_spec("tiny").folder)
     data = pickle.dumps(other)
-    other._spec.folder.unlink()
+    spec.folder.unlink()
     assert same(pickle.loads(data).predict(sample.images[0]), fitted.predict(sample.images[0]))
-    state = other.__dict__ | {"_stored_backbone": {"files": {"clip.safetensors": "0" * 64}}, "_spec": get_spec("tiny")}
+    others = Networks(get_spec("tiny"), CPU, {"clip.safetensors": "0" * 64})
     with pytest.raises(PersistenceError, match=r"another clip\.safetensors"):
-        AnomalyDetector().__setstate__(state)
+        AnomalyDetector().__setstate__({**other.__dict__, "_fitted": replace(fitted._fitted, networks=others)})
 
 
 def test_records_of_threads_do_not_mix(fitted, sample, tmp_path):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def _run(
     cores: int,
 ) -> None:
     system, path = resolved(manifest)
-    detector = detector._as_it_is()
+    detector = copy(detector)
     gpus = int(ray.cluster_resources().get("GPU", 0)) if detector.device != "cpu" else 0
     if gpus:
         detector.device = "auto"  # each process sees one, whose number is 0
@@ -134,7 +135,7 @@ def _run(
             decode,
             batch_size=BATCH,
             batch_format="pyarrow",
-            fn_kwargs={"window": detector.intensity_range, "side": detector._spec.image_px},
+            fn_kwargs={"window": detector.intensity_range, "side": detector._ready().networks.spec.image_px},
             num_cpus=1,
         )
         .map_batches(

@@ -121,7 +121,7 @@ class Judge:
     def _judged(self, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not given:
             return []
-        side = self._detector._spec.image_px
+        side = self._detector._ready().networks.spec.image_px
         images = [MedicalImage(_field(row["field"], side), row["name"], position=row["position"]) for row in given]
         # batches of one size, so that an image gives the same bits whatever is beside it
         images += [images[-1]] * (-len(images) % ENCODE_BATCH)

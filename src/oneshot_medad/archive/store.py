@@ -15,7 +15,7 @@ from oneshot_medad.archive.addresses import file_system, is_remote
 from oneshot_medad.archive.manifests import ID, URI, repeated
 from oneshot_medad.errors import ConfigError, ImageFileError
 from oneshot_medad.images.read import BLANK
-from oneshot_medad.persistence.describe import stamp
+from oneshot_medad.provenance import stamp
 from oneshot_medad.verdicts import ABNORMAL, CANNOT_JUDGE, NORMAL, NOT_READ, UNCERTAIN
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Store:
         """
         self._system.create_dir(self._root, recursive=True)
         with alone_in(Path(self._root)) if self._local else nullcontext():
-            calibration = json.dumps(detector._calibration, sort_keys=True).encode()
+            calibration = json.dumps(detector._ready().calibration, sort_keys=True).encode()
             wanted = {
                 "detector_sha256": detector.fingerprint_,
                 "calibration_sha256": hashlib.sha256(calibration).hexdigest(),
@@ -79,7 +79,12 @@ class Store:
                         "Give another --out."
                     )
             if not found:
-                said = {**wanted, "threshold": detector.threshold_, "backbone": detector._spec.name, **stamp()}
+                said = {
+                    **wanted,
+                    "threshold": detector.threshold_,
+                    "backbone": detector._ready().networks.spec.name,
+                    **stamp(),
+                }
                 with self._system.open_output_stream(posixpath.join(self._root, RUN)) as file:
                     file.write(json.dumps(said, indent=2).encode())
             yield

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import torch
@@ -18,33 +16,14 @@ from oneshot_medad._hub import sha256
 from oneshot_medad.backbones.specs import BACKBONES, NETWORKS, STATISTICS, BackboneSpec
 from oneshot_medad.config import RECIPES, Recipe
 from oneshot_medad.errors import ConfigError, PersistenceError
-from oneshot_medad.images.read import MedicalImage
-from oneshot_medad.images.sanity import pixels_sha256
+from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.persistence.folder import BACKBONE, CONFIG
-from oneshot_medad.persistence.read import is_number, plain_file, take
+from oneshot_medad.persistence.read import is_number, take
 from oneshot_medad.persistence.store import SCHEMA
 from oneshot_medad.training.joint import Shapes
 
-PACKAGES = ("oneshot-medad", "torch", "open_clip_torch", "medvae", "accelerate", "safetensors", "numpy")
 LIMITS = {"channels": 256, "grid": 512, "embed_dim": 4096, "text_width": 4096}
 """Largest sizes that a configuration may ask for; far above every known network, far below what exhausts memory."""
-
-
-def provenance(support: Iterable[MedicalImage]) -> dict[str, Any]:
-    """When and with what a detector was fitted; of the images only hashes of their pixels and their sizes."""
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in PACKAGES},
-        "support": [{"sha256": pixels_sha256(image), "size": list(image.size)} for image in support],
-    }
-
-
-def stamp() -> dict[str, Any]:
-    """When and with what a prediction was made."""
-    return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": python_version(), **{name: version(name) for name in ("oneshot-medad", "torch")}},
-    }
 
 
 def pack(parameters: Mapping[str, Any], recipe: Recipe, shapes: Shapes, spec: BackboneSpec) -> dict[str, Any]:
@@ -58,20 +37,24 @@ def pack(parameters: Mapping[str, Any], recipe: Recipe, shapes: Shapes, spec: Ba
     return {
         "schema": SCHEMA,
         "package_version": version("oneshot-medad"),
-        "backbone": {
-            "name": spec.name,
-            "image_px": spec.image_px,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "levels": list(spec.levels),
-            "half": spec.half,
-            "license": spec.license,
-            "files": {path.name: sha256(path) for path in spec.files},
-            "sources": spec.sources,
-        },
+        "backbone": _packed(spec),
         "shapes": asdict(shapes),
         "recipe": recipe.to_dict(),
         "parameters": {"recipe": named, **kept},
+    }
+
+
+def _packed(spec: BackboneSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "image_px": spec.image_px,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "levels": list(spec.levels),
+        "half": spec.half,
+        "license": spec.license,
+        "files": {path.name: sha256(path) for path in spec.files},
+        "sources": spec.sources,
     }
 
 
@@ -89,6 +72,19 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def fingerprint_of(fitted: FittedDetector, fetch: bool = True) -> str:
+    """`fingerprint` of a fitted detector, computed once; ``fetch`` as for `fitted.Networks.load`."""
+    scorer = fitted.scorer
+    if not scorer.sha256:
+        config = {
+            "backbone": _packed(fitted.networks.load(fetch).spec),
+            "shapes": asdict(scorer.model.shapes),
+            "recipe": scorer.recipe.to_dict(),
+        }
+        scorer.sha256 = fingerprint(config, scorer.to_tensors())
+    return scorer.sha256
 
 
 def unpack(config: Mapping[str, Any], where: str) -> tuple[Recipe, Shapes, dict[str, Any]]:
@@ -140,7 +136,7 @@ def _shapes(values: Mapping[str, Any], where: str) -> Shapes:
 def stored_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | None) -> BackboneSpec:
     """The frozen networks of a saved detector: given by the caller, included in its folder, or known by their name.
 
-    `check_files` must follow once they are at hand.
+    `fitted.check_files` must follow once they are at hand.
     """
     where = str(folder / CONFIG)
     values = take(
@@ -188,14 +184,3 @@ def stored_spec(stored: Mapping[str, Any], folder: Path, given: BackboneSpec | N
                 f"{where} was fitted with {name}={described[name]!r}; {spec.name!r} has {getattr(spec, name)!r}."
             )
     return spec
-
-
-def check_files(stored: Mapping[str, Any], folder: Path, where: str) -> None:
-    """The frozen networks in ``folder`` must be the ones that the detector was fitted with."""
-    for name, wanted in stored["files"].items():
-        found = sha256(plain_file(folder, name))
-        if found != wanted:
-            raise PersistenceError(
-                f"{where} was fitted with another {name} (sha256 {str(wanted)[:12]}…, in {folder} {found[:12]}…). "
-                "Install the version of oneshot-medad it was saved with, or save it again with include_backbones=True."
-            )

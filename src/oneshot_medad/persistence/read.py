@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from oneshot_medad._hub import plain_file
 from oneshot_medad._safetensors import load_tensors
 from oneshot_medad.errors import PersistenceError
 
@@ -17,18 +18,6 @@ MAX_JSON = 1 << 24
 """Bytes; 100,000 images to calibrate on, with a score and a hash each, stay below it."""
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 1 << 30
-
-
-def plain_file(folder: Path, name: str) -> Path:
-    """``folder/name`` if it is a regular file that lies in the folder, or a link into a Hub cache beside it."""
-    path = folder / name
-    if not path.is_file():
-        raise PersistenceError(f"Missing {path}. Save the detector again, or download all of its files.")
-    if path.is_symlink():  # the Hub's cache keeps the files of a snapshot as links into a folder "blobs" above it
-        blobs = path.resolve().parent
-        if blobs.name != "blobs" or blobs.parent not in folder.resolve().parents:
-            raise PersistenceError(f"{path} is a link out of its folder. Copy the file itself there if you trust it.")
-    return path
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

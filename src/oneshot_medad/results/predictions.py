@@ -27,9 +27,8 @@ class Predictions:
 
     ``scores`` and ``heatmaps`` are what was computed. Everything else says what follows from it, by the `verdicts`:
     nothing is flagged, listed or pictured as abnormal in an image that is not called so. As an array, predictions are
-    labels, 1 for a flagged image and 0 for any other, which is what scikit-learn expects of ``predict``.
-
-    They are plain values: what writes or draws them imports this class, and is loaded when a method asks for it.
+    labels, 1 for a flagged image and 0 for any other, which is what scikit-learn expects of ``predict``. They are plain
+    values: what writes or draws them imports this class, and is loaded when a method asks for it.
 
     Attributes
     ----------
@@ -53,8 +52,7 @@ class Predictions:
     intensity_range
         Of the detector, needed to read the sources again.
     provenance
-        What the predictions were made with: hash, backbone, number of normal images, rule of the threshold and last
-        evaluation of the detector, versions, and time (UTC).
+        Hash, backbone, number of normal images, rule of the threshold, last evaluation of the detector; versions, time.
     uncertain_from
         Scores from here to the threshold are called uncertain; None calls none so.
     similarities
@@ -62,12 +60,13 @@ class Predictions:
     least_similarity
         Below it an image is not judged; None judges all.
     left_out
-        How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
-        picture, folders that were not searched.
+        How many files were passed over, by kind: suffixes, modalities without a picture, folders not searched.
     positions
         Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
     volume_limits
         What volumes are judged by; None takes the limits for single images.
+    poses
+        How each image lies if unlike the normal ones ("turned by 90 degrees"), else empty; it changes no verdict.
     span
         Positions of the first and last slice fitted on, beyond which slices are not judged; None judges them anywhere.
     """
@@ -88,6 +87,7 @@ class Predictions:
     left_out: dict[str, int] = field(default_factory=dict)
     positions: list[float | None] = field(default_factory=list)
     volume_limits: Limits | None = None
+    poses: list[str] = field(default_factory=list)
     span: tuple[float, float] | None = None
 
     def read(self, i: int) -> MedicalImage:
@@ -148,8 +148,8 @@ class Predictions:
     def verdict(self, i: int) -> str:
         """What to say of image ``i``; see `verdicts`."""
         alike = 1.0 if self.similarities is None else float(self.similarities[i])
-        limits = self.threshold, self.uncertain_from, alike, self.least_similarity
-        return decide(float(self.scores[i]), *limits, outside=bool(self.outside(i)))
+        limits = self.threshold, self.uncertain_from, alike, self.least_similarity, bool(self.outside(i))
+        return decide(float(self.scores[i]), *limits)
 
     def outside(self, i: int) -> str:
         """Why image ``i`` cannot be judged where it lies in its volume; empty if it can."""

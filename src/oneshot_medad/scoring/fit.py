@@ -66,4 +66,4 @@ def assemble(model: JointModel, text: torch.Tensor, views: Views, device: torch.
         owner = torch.cat([torch.arange(len(part)) % views.n_images for part in (seen, views.normal)])
         both = [torch.cat(pair) for pair in zip(seen.features, views.normal.features, strict=True)]
         subspace = Subspace.of(both, views.turned, owner)
-    return Scorer(model, text, references, latent, subspace, seen.kinds, views.n_images)
+    return Scorer(model, text, references, latent, subspace, seen.kinds, views.layouts, views.n_images)

@@ -15,6 +15,7 @@ from oneshot_medad.config import Recipe
 from oneshot_medad.evaluation import auroc
 from oneshot_medad.nn.adapters import Judged, highest
 from oneshot_medad.nn.matching import Match, References, match
+from oneshot_medad.nn.pose import POSES, layout, poses_of
 from oneshot_medad.scoring.distances import LEAST, Subspace, distance_map, distance_score
 from oneshot_medad.synthesis.deviation import N_TIMES
 from oneshot_medad.training.cache import Encoded, Views
@@ -51,6 +52,8 @@ class Scorer(nn.Module):
         Of the normal views' features, for a recipe with distances.
     kinds
         (V, D) `Backbone.kind` of the same views; None judges every image as if it were of their kind.
+    layouts
+        (P, K, L) of some normal images in all `POSES`; None or no K tells nothing of how an image lies.
     n_images
         Number of normal images.
 
@@ -61,6 +64,7 @@ class Scorer(nn.Module):
 
     text: torch.Tensor
     kinds: torch.Tensor
+    layouts: torch.Tensor
     offsets: torch.Tensor
     weights: torch.Tensor
     n_images: torch.Tensor
@@ -75,6 +79,7 @@ class Scorer(nn.Module):
         latent: References | None = None,
         subspace: Subspace | None = None,
         kinds: torch.Tensor | None = None,
+        layouts: torch.Tensor | None = None,
         n_images: int = 1,
     ) -> None:
         super().__init__()
@@ -82,6 +87,7 @@ class Scorer(nn.Module):
         self.model = model
         self.register_buffer("text", text)
         self.register_buffer("kinds", torch.zeros(0, 1) if kinds is None else kinds)
+        self.register_buffer("layouts", torch.zeros(len(POSES), 0, 1) if layouts is None else layouts)
         for prefix, found in (("", references), ("latent_", latent)):
             if found is not None:
                 if found.positions is not None:
@@ -118,10 +124,10 @@ class Scorer(nn.Module):
         references = _references(tensors, "", shapes) if recipe.compares else None
         latent = _references(tensors, "latent_", shapes) if recipe.context and "latent" in recipe.branches else None
         subspace = _subspace(tensors, shapes) if "distance" in recipe.branches else None
-        kinds = _expect(tensors, "kinds", (None, None))
+        kinds, layouts = _any(tensors, "kinds", 2), _any(tensors, "layouts", 3)
         with Drawing(0):  # values that are read over
             model = JointModel(recipe, shapes)
-        scorer = cls(model, torch.zeros(2, shapes.embed_dim), references, latent, subspace, kinds)
+        scorer = cls(model, torch.zeros(2, shapes.embed_dim), references, latent, subspace, kinds, layouts)
         try:
             scorer.load_state_dict(tensors)
         except RuntimeError as error:
@@ -225,6 +231,13 @@ class Scorer(nn.Module):
         return similarity(kinds, self.kinds).amax(dim=1)
 
     @torch.no_grad()
+    def poses(self, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None) -> list[str]:
+        """How each of B images lies beside the normal ones, one of `POSES`; empty for as they do."""
+        if not self.layouts.shape[1]:
+            return [""] * len(features[0])
+        return poses_of(self.layouts, *(layout(seen) for seen in (features, mirrored) if seen is not None))
+
+    @torch.no_grad()
     def calibrate(
         self, views: Views, device: torch.device, trust: dict[str, float] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -298,6 +311,15 @@ def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int | None
     fits = len(found) == len(shape) and all(g == w or (w is None and g) for g, w in zip(found, shape, strict=True))
     if not fits:
         raise ValueError(f"{name} is {found}; wanted {tuple('any' if n is None else n for n in shape)}, not empty")
+    return tensors[name].float()
+
+
+def _any(tensors: dict[str, torch.Tensor], name: str, n_axes: int) -> torch.Tensor:
+    """A tensor of so many axes, which may be empty."""
+    if name not in tensors or tensors[name].dim() != n_axes:
+        raise ValueError(
+            f"{name} is {tuple(tensors[name].shape) if name in tensors else 'missing'}; wanted {n_axes} axes"
+        )
     return tensors[name].float()
 
 

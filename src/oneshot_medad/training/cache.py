@@ -14,6 +14,7 @@ from oneshot_medad.config import Recipe
 from oneshot_medad.images.augment import normal_views
 from oneshot_medad.nn.adapters import pooled
 from oneshot_medad.nn.matching import Match, References, match
+from oneshot_medad.nn.pose import known_poses, layout
 from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES
 from oneshot_medad.synthesis.deviation import N_TIMES, draw_noise
 from oneshot_medad.synthesis.lesions import add_lesions
@@ -147,6 +148,8 @@ class Views:
     turned
         (V, C_l, h_l, w_l) features of turned copies of some normal images at each level; None for recipes without
         distances.
+    layouts
+        (P, K, L) what lies where in some normal images in all `POSES`; None like ``turned``.
     n_images
         Number of normal images.
     """
@@ -158,6 +161,7 @@ class Views:
     held_normal: Encoded
     held_lesion: Encoded
     turned: list[torch.Tensor] | None
+    layouts: torch.Tensor | None
     n_images: int
 
 
@@ -204,7 +208,13 @@ def make_views(
             return seen
         return replace(seen, matches=[match(f, r) for f, r in zip(seen.features, compared.levels, strict=True)])
 
-    turned = encoded(_turned(images[:TURNED])).features if "distance" in recipe.branches else None
+    turned = layouts = None
+    if "distance" in recipe.branches:
+        some = images[:TURNED]
+        turned = encoded(_turned(some)).features
+        quarters = layout(turned).unflatten(0, (7, len(some)))[1::2]
+        as_they_are, inverted = (layout(encoded(x).features) for x in (some, 1 - some))
+        layouts = known_poses(torch.cat([as_they_are[None], quarters, inverted[None]]))
     return Views(
         reference,
         compared,
@@ -213,6 +223,7 @@ def make_views(
         encoded(held, mirror=recipe.mirror),
         encoded(*held_drawn, mirror=recipe.mirror),
         turned,
+        layouts,
         k,
     )
 

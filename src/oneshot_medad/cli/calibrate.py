@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oneshot_medad._screen import AsJson, Detector, Recursive, beside, labelled, load, tell
+from oneshot_medad.cli.screen import AsJson, Detector, Recursive, beside, labelled, load, tell
 
 
 def calibrate(

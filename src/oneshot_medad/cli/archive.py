@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oneshot_medad._screen import REASONS, beside, not_read, summary, tell
+from oneshot_medad.cli.screen import REASONS, beside, not_read, summary, tell
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

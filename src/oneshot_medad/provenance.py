@@ -1,0 +1,31 @@
+"""When and with what a detector was fitted, or a prediction made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from platform import python_version
+from typing import Any
+
+from oneshot_medad.images.read import MedicalImage
+from oneshot_medad.images.sanity import pixels_sha256
+
+PACKAGES = ("oneshot-medad", "torch", "open_clip_torch", "medvae", "accelerate", "safetensors", "numpy")
+
+
+def provenance(support: Iterable[MedicalImage]) -> dict[str, Any]:
+    """When and with what a detector was fitted; of the images only hashes of their pixels and their sizes."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in PACKAGES},
+        "support": [{"sha256": pixels_sha256(image), "size": list(image.size)} for image in support],
+    }
+
+
+def stamp() -> dict[str, Any]:
+    """When and with what a prediction was made."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": python_version(), **{name: version(name) for name in ("oneshot-medad", "torch")}},
+    }

@@ -81,7 +81,7 @@ def test_explain_redraws_what_the_heatmap_colours_and_nothing_else(fitted, sampl
     assert changed[mask].mean() > 2 * changed[~mask].mean()
     assert found.picture().size == (4 * image.shape[1], image.shape[0] + STRIP)
     titles = np.asarray(found.picture())[:STRIP].reshape(STRIP, 4, -1)
-    assert (titles.max(axis=(0, 2)) == 255).all()  # every panel has one
+    assert (titles.max(axis=(0, 2)) > 200).all()  # every panel has one
     calm = detector.set_threshold(50.0).explain(image)
     assert np.array_equal(calm.normal, calm.image)
     assert calm.difference.max() == 0

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,14 +261,25 @@ def test_overlays_are_pictures_of_their_own(fitted, scans, monkeypatch, capsys):
 
     fitted.save_pretrained(scans / "detector")
     arguments = ["predict", scans / "detector", scans / "support.png", "--out", scans / "out", "--json"]
-    assert run(monkeypatch, *arguments, "--overlay") == 0
-    (picture,) = (scans / "out/heatmaps").iterdir()
-    assert picture.name == "00000-support.overlay.png"
+    assert run(monkeypatch, *arguments) == 0
+    assert not (scans / "out/overlays").exists()
+    assert run(monkeypatch, *arguments, "--overlay") == 0  # done before, but without its picture
+    (picture,) = (scans / "out/overlays").iterdir()
     assert Image.open(picture).size == (3 * 246, 246)
-    assert run(monkeypatch, *arguments) == 0  # heatmaps are something else
-    assert "00000-support.png" in [path.name for path in (scans / "out/heatmaps").iterdir()]
     (row,) = csv.DictReader((scans / "out/scores.csv").open())
-    assert row["heatmap"] == "heatmaps/00000-support.png"
+    heatmap = scans / "out" / row["heatmap"]
+    assert heatmap.is_file()
+    assert picture.name == heatmap.name.removesuffix(".png") + ".overlay.png"
+    made = picture.stat().st_mtime_ns
+    assert run(monkeypatch, *arguments, "--overlay") == 0
+    assert picture.stat().st_mtime_ns == made  # nothing is done twice
+    arguments[2:3] = [scans / "normal", scans / "support.png"]
+    assert run(monkeypatch, *arguments, "--overlay") == 0  # heatmap and picture get another number
+    rows = list(csv.DictReader((scans / "out/scores.csv").open()))
+    names = [Path(row["heatmap"]).name.removesuffix(".png") + ".overlay.png" for row in rows]
+    assert sorted(names) == sorted(path.name for path in (scans / "out/overlays").iterdir())
+    assert run(monkeypatch, *arguments[:-3], "--out", scans / "alone", "--overlay", "--no-heatmaps") == 0
+    assert {path.name.split(".", 1)[1] for path in (scans / "alone/heatmaps").iterdir()} == {"overlay.png"}
 
 
 def test_a_sensitivity_and_what_readers_said(fitted, scans, monkeypatch, capsys):

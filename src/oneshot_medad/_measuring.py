@@ -220,8 +220,8 @@ def _on_images(
         raise ImageError(f"Got {doubled}; wanted each image once. Leave them out: copies promise nothing.")
     inside = np.array([not predictions.outside(i) for i in range(len(predictions))], dtype=bool)
     if not accept_unlike:
-        found = (seen.names, seen.hashes, predictions.verdicts)
-        _check_kind(fitted, *([values[i] for i in np.flatnonzero(inside)] for values in found))
+        said = (seen.names, seen.hashes, predictions.verdicts)
+        _check_kind(fitted, *([values[i] for i in np.flatnonzero(inside)] for values in said))
     read = inside & ~np.isnan(predictions.scores)
     if labels is not None and len(labels) == len(read):
         labels = np.asarray(labels)[read].tolist()

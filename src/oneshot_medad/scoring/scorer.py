@@ -28,8 +28,8 @@ HEADROOM = {"clip": (1.75, 2.0), "latent": (1.75, 2.0), "distance": (1.1, 0.4), 
 """How far nine of ten further normal images lie above views of the fit's own, in each branch's unit: with one normal
 image, and with very many. Typical of head CT, chest radiographs and lung ultrasound."""
 RETURN = 0.5
-"""A learned branch has its zero between normal and abnormal, and one normal image that seems uncommonly normal says more of
-itself than of others: they are expected that share of its logit closer to zero."""
+"""A learned branch has its zero between normal and abnormal, and a lone normal image that seems uncommonly normal says
+more of itself than of others: they are expected that share of its logit closer to zero."""
 MOST_HEADROOM = 5.0
 
 WHOLE = 2.0

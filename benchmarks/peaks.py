@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import DEFAULT_DATA
-from benchmarks.run import DEFAULT, Collection, _tiny, draw_support, environment, read_collection, score
+from benchmarks.run import DEFAULT, Collection, draw_support, environment, networks, read_collection, score
 from oneshot_medad.images.preprocess import from_field
 
 BOXES = Path(__file__).parent / "lung_boxes.csv"
@@ -48,7 +48,7 @@ def peaks(collection: Collection, seed: int) -> list[bool]:
     test = np.array([i for i in test if collection.items[i].path.name in known])
     found = score(collection, DEFAULT, support, test, seed)
     assert found.maps is not None
-    side = _tiny().spec.image_px
+    side = networks().spec.image_px
     return [
         inside(from_field(heatmap, side, collection.sizes[i]).numpy(), known[collection.items[i].path.name])
         for i, heatmap, value in zip(test, found.maps, found.scores, strict=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.data import DEFAULT_DATA, fields_of, read_manifest
-from benchmarks.run import _tiny, environment
+from benchmarks.run import environment, networks
 from oneshot_medad.backbones.kinds import similarity
 
 MODALITIES = {
@@ -42,7 +42,7 @@ def modality(name: str) -> str:
 
 def kinds_of(data: str, role: str, count: int) -> dict[str, tuple[torch.Tensor, np.ndarray]]:
     """(N, D) kind of up to ``count`` random images of each collection, and which of them may be references."""
-    rng, found, backbone = np.random.default_rng(0), {}, _tiny()
+    rng, found, backbone = np.random.default_rng(0), {}, networks()
     items = read_manifest(data, role=role)
     for name in sorted({item.set for item in items}):
         members = [item for item in items if item.set == name]
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--count", type=int, default=60, help="images of each collection")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
-    limit = _tiny().least_similarity
+    limit = networks().least_similarity
     assert limit is not None
     groups = {role: kinds_of(args.data, role, args.count) for role in ("pool", "eval")}
     everything = groups["pool"] | groups["eval"]

@@ -3,6 +3,7 @@
 python -m benchmarks run --data DIR --sets headct lgg --methods default nearest --seeds 5 --out results/FILE.json
 python -m benchmarks run --data DIR --config benchmarks/configs/ablation.json --out results/FILE.json
 
+``--backbone`` takes other frozen networks than the embedded ones, by name (`medvae-vitl14`) or as a downloaded folder.
 A configuration is a JSON object with the long options' names as keys; ``recipes`` in it adds methods, each a name and
 the fields in which its recipe differs from the default.
 """
@@ -32,6 +33,7 @@ from benchmarks.data import DEFAULT_DATA, Item, fields_of, load, read_manifest
 from oneshot_medad import Recipe
 from oneshot_medad._runtime import seeded
 from oneshot_medad.backbones import Backbone, load_backbone
+from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import get_spec
 from oneshot_medad.calibration import expected_threshold
 from oneshot_medad.evaluation import aupro, auroc, average_precision, bootstrap_interval, pixel_auroc
@@ -90,15 +92,20 @@ class Collection:
     @cached_property
     def embedded(self) -> torch.Tensor:
         """(N, D) image embeddings of the vision tower."""
-        backbone = _tiny()
+        backbone = networks()
         chunks = [self.items[i : i + 32] for i in range(0, len(self.items), 32)]
         with torch.no_grad():
             found = [backbone.vision.forward_all(fields_of(chunk, backbone.spec.image_px))[1] for chunk in chunks]
         return torch.cat(found)
 
 
-def _tiny() -> Backbone:
-    return load_backbone(get_spec("tiny"), torch.device("cpu"))
+chosen = "tiny"
+"""Name or folder of the frozen networks that everything in this process runs on."""
+
+
+def networks() -> Backbone:
+    """The frozen networks, fetched if they are not here."""
+    return load_backbone(resolve(get_spec(chosen)), torch.device("cpu"))
 
 
 def read_collection(
@@ -110,7 +117,7 @@ def read_collection(
     backbone: Backbone | None = None,
 ) -> Collection:
     """Read every labelled image of a set and run the frozen networks over it."""
-    backbone = backbone or _tiny()
+    backbone = backbone or networks()
     grid = None if latents else (1, 1)
     items = [i for i in read_manifest(data, role=role, sets=[name]) if i.label in ("normal", "abnormal")]
     parts, sizes, brightness = [], [], []
@@ -126,8 +133,8 @@ def read_collection(
 @torch.no_grad()
 def projected(z: torch.Tensor) -> list[torch.Tensor]:
     """What the initial projection head makes of latents."""
-    example = encode(_tiny(), torch.zeros(1, 3, *[_tiny().spec.image_px] * 2))
-    head = JointModel.build(DEFAULT, _tiny(), example).eval().projection
+    example = encode(networks(), torch.zeros(1, 3, *[networks().spec.image_px] * 2))
+    head = JointModel.build(DEFAULT, networks(), example).eval().projection
     return [torch.cat(level) for level in zip(*(head(chunk) for chunk in z.split(64)), strict=True)]
 
 
@@ -168,7 +175,7 @@ def score(
 ) -> Found:
     """Fit a recipe or one of `BASELINES` on the support images and score the others."""
     start = time.perf_counter()
-    encoded, backbone = collection.encoded, _tiny()
+    encoded, backbone = collection.encoded, networks()
     if method == "zero-shot":
         return Found(zero_shot(backbone, collection.embedded[test]), None, 0.0, {})
     if not isinstance(method, Recipe):
@@ -199,7 +206,7 @@ def score(
 @lru_cache(maxsize=10)
 def encoded_views(paths: tuple[Path, ...], drawn: tuple, seed: int, latents: bool) -> tuple[Views, torch.Tensor, float]:
     """The views of a fit with this seed, the generator's state behind them, and how long they took."""
-    start, backbone = time.perf_counter(), _tiny()
+    start, backbone = time.perf_counter(), networks()
     reading = {"clip": 1.0, "distance": 1.0} | ({"latent": 1.0} if latents else {})  # what any recipe may read
     recipe = replace(DEFAULT, branches=reading, **dict(zip(DRAWN, drawn, strict=True)))
     generator = seeded(seed)
@@ -236,7 +243,7 @@ def evaluate(
     }
     masks = collection.masks(test) if found.maps is not None else None
     if masks is not None:
-        side = _tiny().spec.image_px
+        side = networks().spec.image_px
         sizes = [collection.sizes[i] for i in test]
         heatmaps = [from_field(m, side, size).numpy() for m, size in zip(found.maps, sizes, strict=True)]
         result |= {"pixel_auroc": pixel_auroc(masks, heatmaps), "aupro": aupro(masks, heatmaps)}
@@ -286,6 +293,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks run", description=__doc__)
     parser.add_argument("--config", type=Path, help="JSON file with values for the options below, and recipes")
     parser.add_argument("--data", default=DEFAULT_DATA)
+    parser.add_argument("--backbone", default="tiny", help="name, or folder of `oneshot-medad download`")
     parser.add_argument("--role", default="eval")
     parser.add_argument("--sets", nargs="+", default=["headct", "covidx", "lgg", "mias"])
     parser.add_argument("--methods", nargs="+", default=["default", "reference", "distance", "nearest"])
@@ -295,17 +303,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--init", choices=("pretrained", "random"), default="pretrained", help="of the trained parts")
     parser.add_argument("--jobs", type=int, default=1, help="sets at a time, each in a process with one thread")
     parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args(arguments).config
-    config = json.loads(chosen.read_text()) if chosen else {}
+    given = parser.parse_args(arguments).config
+    config = json.loads(given.read_text()) if given else {}
     methods = METHODS | {
         name: Recipe.from_dict(DEFAULT.to_dict() | fields) for name, fields in config.pop("recipes", {}).items()
     }
     parser.set_defaults(**config)
     args = parser.parse_args(arguments)
+    methods["default"] = Recipe.named(get_spec(args.backbone).recipe)  # large networks take another
     for method in args.methods:
         if method not in methods and method not in BASELINES:
             parser.error(f"Got method {method!r}; wanted some of {', '.join([*methods, *BASELINES])}.")
-    results: dict = {"environment": environment(), "limit": args.limit, "runs": []}
+    results: dict = {"environment": environment(), "backbone": args.backbone, "limit": args.limit, "runs": []}
     workers = ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,))
     with workers if args.jobs > 1 else nullcontext() as pool:
         for runs in (pool.map if pool else map)(partial(run_set, args=args, methods=methods), args.sets):
@@ -316,6 +325,8 @@ def main(arguments: list[str]) -> None:
 
 def run_set(name: str, args: argparse.Namespace, methods: dict[str, Recipe]) -> list[dict]:
     """All shots × methods × seeds on one collection."""
+    global chosen
+    chosen = args.backbone
     collection, runs = read_collection(args.data, name, args.role), []
     for shots, method in product(args.shots, args.methods):
         wanted = methods.get(method, method)

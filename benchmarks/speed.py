@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from benchmarks.parts import parts, patchcore
 from benchmarks.run import environment
 from oneshot_medad import AnomalyDetector, datasets
 from oneshot_medad._runtime import has_fast_bf16
@@ -71,7 +72,7 @@ class RandomBackbone(Backbone):
 
     def __init__(self, half: bool) -> None:
         spec = replace(get_spec("medvae-vitl14"), folder=WEIGHTS, half=half)  # the folder is never read
-        self.spec, self.device, self.initial = spec, CPU, {}
+        self.spec, self.device, self.initial, self._statistics = spec, CPU, {}, {}
 
     embed_dim = 768
 
@@ -266,6 +267,22 @@ def cold_start(times: int) -> dict[str, float]:
     return {"cold_start_s": round(cold, 1), "images_per_second": round(rate, 1)}
 
 
+def of_backbone(name: str, times: int) -> dict[str, float]:
+    """`parts` of a detector on named networks, fitted on the sample's image in two steps."""
+    detector = AnomalyDetector(name, random_state=0, n_steps=2).fit(datasets.load_sample().support)
+    return parts(detector._fitted.networks.load(), detector._fitted.scorer, times)
+
+
+def parts_table(found: dict[str, dict[str, float] | None]) -> str:
+    """Markdown: one column a detector, one row a part."""
+    measured = {name: cells for name, cells in found.items() if cells}
+    rows = dict.fromkeys(row for cells in measured.values() for row in cells)
+    lines = ["| | " + " | ".join(measured) + " |", "|---" * (len(measured) + 1) + "|"]
+    lines += [f"| {row} | " + " | ".join(str(c.get(row, "")) for c in measured.values()) + " |" for row in rows]
+    missing = [f"\n{name}: not measured." for name in found if name not in measured]
+    return "\n".join([*lines, *missing]) + "\n"
+
+
 def table(results: dict) -> str:
     """Markdown of the ratios."""
     machine = results["environment"]["machine"]
@@ -278,6 +295,7 @@ def table(results: dict) -> str:
     for name, found in results.items():
         if isinstance(found, dict) and "theirs_s" in found:
             lines.append(f"| {name} | {found['ours_s']} | {found['theirs_s']} | {found['theirs_over_ours']} |")
+    lines += ["", parts_table(results["parts"])]
     fit, tiny = results["fit"], results["tiny"]
     lines += [
         "",
@@ -296,12 +314,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="JSON file; a Markdown table comes beside it")
     parser.add_argument("--times", type=int, default=3, help="measurements of each side")
     parser.add_argument("--alone", choices=("fit", "predict"), help="measure that in this process and print it")
+    parser.add_argument("--backbone", help="name or folder: only the parts of a prediction on these networks")
     args = parser.parse_args(arguments)
     if args.alone:
         print(json.dumps({"fit": fit, "predict": predict}[args.alone]()))
         return
     if args.out is None:
         parser.error("wanted --out FILE.json")
+    if args.backbone:
+        columns = {args.backbone: of_backbone(args.backbone, args.times)}
+        args.out.write_text(json.dumps({"environment": environment(), "parts": columns}, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(parts_table(columns))
+        return
     half, exact = RandomBackbone(half=True), RandomBackbone(half=False)
     if half.dtype == exact.dtype:
         half = exact  # no fast bfloat16 here: everything in single precision
@@ -309,6 +333,11 @@ def main(arguments: list[str]) -> None:
     results |= {"tiny": cold_start(args.times), "fit": alone("fit"), "predict": alone("predict")}
     results["training step against MediCLIP's way"] = training_step(half, exact, args.times)
     results |= prediction(half, exact, args.times)
+    results["parts"] = {
+        "tiny": of_backbone("tiny", args.times),
+        "full size, random weights": parts(half, scorer_of(half, SCRATCH), args.times),
+        "anomalib's PatchCore, wide_resnet50_2": patchcore(args.times),
+    }
     print(json.dumps(results, indent=1), flush=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(results))

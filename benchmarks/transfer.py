@@ -25,8 +25,9 @@ from benchmarks.baselines import nearest
 from benchmarks.ceiling import pooled, probe
 from benchmarks.data import DEFAULT_DATA, Item, read_manifest
 from benchmarks.pretrain.clip import imagenet_trunk
-from benchmarks.run import METHODS, Collection, _tiny, environment, read_collection, score
-from oneshot_medad.backbones import Backbone
+from benchmarks.run import METHODS, Collection, environment, networks, read_collection, score
+from oneshot_medad.backbones import Backbone, read_visual
+from oneshot_medad.backbones.fused import fuse
 from oneshot_medad.evaluation import auroc
 
 IN_REACH = ("covidx", "lgg")
@@ -43,10 +44,12 @@ SAME = {"gen_nc_pcb": lambda item: item.path.stem}
 @lru_cache(maxsize=1)
 def imagenet() -> Backbone:
     """The embedded networks with the vision trunk as ImageNet left it, without statistics of its features."""
-    backbone = copy.copy(_tiny())
+    backbone = copy.copy(networks())
     trunk, _ = imagenet_trunk()
-    vision = copy.deepcopy(_tiny().vision)
-    vision.visual.trunk.load_state_dict({k: v.to(_tiny().dtype) for k, v in trunk.items()})
+    visual = read_visual(networks().folder).eval()
+    visual.trunk.load_state_dict(trunk)
+    vision = copy.copy(networks().vision)
+    vision._modules = {"visual": fuse(visual).requires_grad_(False).to(memory_format=torch.channels_last)}
     backbone.vision = vision  # type: ignore[misc]
     return backbone
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timezone
+from functools import lru_cache
 from importlib.metadata import version
 from platform import python_version
 from typing import Any
@@ -12,6 +13,9 @@ from oneshot_medad.images.read import MedicalImage
 from oneshot_medad.images.sanity import pixels_sha256
 
 PACKAGES = ("oneshot-medad", "torch", "open_clip_torch", "medvae", "accelerate", "safetensors", "numpy")
+
+
+_version = lru_cache(version)  # it reads a file
 
 
 def provenance(support: Iterable[MedicalImage]) -> dict[str, Any]:
@@ -27,5 +31,5 @@ def stamp() -> dict[str, Any]:
     """When and with what a prediction was made."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {"python": python_version(), **{name: version(name) for name in ("oneshot-medad", "torch")}},
+        "versions": {"python": python_version(), **{name: _version(name) for name in ("oneshot-medad", "torch")}},
     }

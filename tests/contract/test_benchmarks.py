@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backbone_repos import SMALL_CLIP, SMALL_DD, clip_repo, medvae_repo, small_spec
 from PIL import Image
 
 from benchmarks import ceiling, explain, heatmaps, run, volumes
@@ -15,6 +16,7 @@ from benchmarks.baselines import padim
 from benchmarks.data import Item
 from benchmarks.heads import KINDS, simulate
 from oneshot_medad import AnomalyDetector, config
+from oneshot_medad.backbones.resolve import download
 
 
 @pytest.fixture
@@ -62,6 +64,24 @@ def test_scores_are_those_of_the_detector(data, small, changed, monkeypatch):
     found = run.score(collection, recipe, support, test, seed=3).scores.numpy()
     detector = AnomalyDetector(recipe=recipe, random_state=3).fit(collection.items[support[0]].path)
     assert found == pytest.approx(detector.predict([collection.items[i].path for i in test]).scores, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_folder_of_other_networks_gives_the_table(hub, data, small, tmp_path, monkeypatch):
+    hub.put("stanfordmimi/MedVAE", medvae_repo(SMALL_DD))
+    hub.put("clinic/clip", clip_repo(SMALL_CLIP))
+    monkeypatch.setenv("ONESHOT_MEDAD_CACHE", str(tmp_path / "own-cache"))
+    monkeypatch.setattr(run, "chosen", "tiny")
+    monkeypatch.setitem(config.RECIPES, "scratch", replace(small, mirror=False))
+    folder, out = download(small_spec(), tmp_path / "networks"), tmp_path / "found.json"
+    run.main(["--data", str(data), "--sets", "made", "--methods", "default", "--seeds", "1",
+              "--backbone", str(folder), "--out", str(out)])  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["backbone"] == str(folder)
+    assert 0 <= found["runs"][0]["seeds"][0]["image_auroc"] <= 1
+    assert run.networks().spec.name == "small"
 
 
 def test_the_picture_of_hits_and_failures(small, tmp_path, monkeypatch):

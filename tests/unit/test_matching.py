@@ -1,6 +1,6 @@
 import torch
 
-from oneshot_medad.nn.matching import UNKNOWN, References, as_rows, match
+from oneshot_medad.nn.matching import GROUP, UNKNOWN, References, as_rows, match
 
 
 def features(count, channels=5, side=9, seed=0):
@@ -18,6 +18,14 @@ def test_counterparts_are_the_closest_rows_anywhere_and_nearby():
                 torch.testing.assert_close(found.distance[0, b, y, x], squares.min(), atol=1e-5, rtol=1e-4)
                 near = squares.reshape(3, 9, 9)[:, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
                 torch.testing.assert_close(found.distance[1, b, y, x], near.min(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_search_in_groups_finds_what_a_search_through_all_finds():
+    images, reference = features(2, side=16, seed=1), features(3, side=16, seed=2)
+    assert 3 * 16 * 16 % GROUP == 0
+    found, distance = match(images, reference), torch.cdist(as_rows(images), as_rows(reference))
+    assert torch.equal(found.rows[0].flatten(), distance.argmin(dim=1))
+    torch.testing.assert_close(found.distance[0].flatten(), distance.amin(dim=1).square() / 5, atol=1e-5, rtol=1e-4)
 
 
 def test_a_place_that_moved_further_than_the_reach_is_found_anywhere_only():

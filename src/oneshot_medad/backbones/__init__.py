@@ -13,6 +13,7 @@ from oneshot_medad._runtime import has_fast_bf16
 from oneshot_medad._safetensors import load_tensors
 from oneshot_medad._threads import cached_once, loaded_once
 from oneshot_medad.backbones.clip import TextTower, VisionTower, build_clip
+from oneshot_medad.backbones.fused import fuse
 from oneshot_medad.backbones.kinds import Kinds, plain_kind
 from oneshot_medad.backbones.medvae import LatentSpace, build_autoencoder
 from oneshot_medad.backbones.specs import STATISTICS, BackboneSpec
@@ -88,9 +89,8 @@ class Backbone:
     def vision(self) -> VisionTower:
         """The vision tower."""
         scales = [self._scale(f"level{i}") for i in range(len(self.spec.levels))]
-        vision = VisionTower(read_visual(self.folder), self.spec.levels, self.spec.mean, self.spec.std, scales).to(
-            self.device
-        )
+        visual = fuse(read_visual(self.folder).eval())  # the probe tells whether it still is the same network
+        vision = VisionTower(visual, self.spec.levels, self.spec.mean, self.spec.std, scales).to(self.device)
         self._check(probe_levels(vision, self.spec.image_px))
         vision.visual.to(self.dtype)
         vision.visual.to(memory_format=torch.channels_last)  # twice as fast on a CPU

@@ -17,6 +17,7 @@ from oneshot_medad.nn.adapters import Judged, highest
 from oneshot_medad.nn.matching import Match, References, match
 from oneshot_medad.nn.pose import POSES, layout, poses_of
 from oneshot_medad.scoring.distances import LEAST, Subspace, distance_map, distance_score
+from oneshot_medad.scoring.stored import loose, stored_references, stored_subspace
 from oneshot_medad.synthesis.deviation import N_TIMES
 from oneshot_medad.training.cache import Encoded, Views
 from oneshot_medad.training.joint import JointModel, Shapes
@@ -125,10 +126,12 @@ class Scorer(nn.Module):
             wanted = torch.float32 if name.startswith(EXACT) else torch.float16
             if tensor.dtype != wanted:
                 raise ValueError(f"{name} is {tensor.dtype}; wanted {wanted}")
-        references = _references(tensors, "", shapes) if recipe.compares else None
-        latent = _references(tensors, "latent_", shapes) if recipe.context and "latent" in recipe.branches else None
-        subspace = _subspace(tensors, shapes) if "distance" in recipe.branches else None
-        kinds, layouts = _any(tensors, "kinds", 2), _any(tensors, "layouts", 3)
+        references = stored_references(tensors, "", shapes) if recipe.compares else None
+        latent = (
+            stored_references(tensors, "latent_", shapes) if recipe.context and "latent" in recipe.branches else None
+        )
+        subspace = stored_subspace(tensors, shapes) if "distance" in recipe.branches else None
+        kinds, layouts = loose(tensors, "kinds", 2), loose(tensors, "layouts", 3)
         with Drawing(0):  # values that are read over
             model = JointModel(recipe, shapes)
         scorer = cls(model, torch.zeros(2, shapes.embed_dim), references, latent, subspace, kinds, layouts)
@@ -310,43 +313,6 @@ def _each(
         branch: (torch.cat([part[branch][0] for part in parts]), torch.cat([part[branch][1] for part in parts]))
         for branch in parts[0]
     }
-
-
-def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
-    """A tensor of a shape, of which None may be anything but 0."""
-    found = tuple(tensors[name].shape) if name in tensors else "missing"
-    fits = len(found) == len(shape) and all(g == w or (w is None and g) for g, w in zip(found, shape, strict=True))
-    if not fits:
-        raise ValueError(f"{name} is {found}; wanted {tuple('any' if n is None else n for n in shape)}, not empty")
-    return tensors[name].float()
-
-
-def _any(tensors: dict[str, torch.Tensor], name: str, n_axes: int) -> torch.Tensor:
-    """A tensor of so many axes, which may be empty."""
-    if name not in tensors or tensors[name].dim() != n_axes:
-        raise ValueError(
-            f"{name} is {tuple(tensors[name].shape) if name in tensors else 'missing'}; wanted {n_axes} axes"
-        )
-    return tensors[name].float()
-
-
-def _references(tensors: dict[str, torch.Tensor], prefix: str, shapes: Shapes) -> References:
-    count = None
-    levels = []
-    for i, (width, side) in enumerate(shapes.levels):
-        levels.append(_expect(tensors, f"{prefix}reference{i}", (count, width, side, side)))
-        count = len(levels[0])
-    spread = _expect(tensors, f"{prefix}spread", (len(levels), 2))
-    return References(levels, spread, _expect(tensors, "positions", (count,)) if "positions" in tensors else None)
-
-
-def _subspace(tensors: dict[str, torch.Tensor], shapes: Shapes) -> Subspace:
-    widths = [width for width, _ in shapes.levels]
-    return Subspace(
-        [_expect(tensors, f"subspace.mean{i}", (width,)) for i, width in enumerate(widths)],
-        [_expect(tensors, f"subspace.minor{i}", (None, width)) for i, width in enumerate(widths)],
-        _expect(tensors, "subspace.spread", (len(widths),)),
-    )
 
 
 def _inputs(views: Encoded, device: torch.device) -> tuple[Any, ...]:

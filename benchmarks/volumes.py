@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.heads import KINDS, Head, simulate
-from benchmarks.run import _tiny, environment
+from benchmarks.run import environment, networks
 from oneshot_medad import AnomalyDetector, Predictions
 from oneshot_medad.evaluation import auroc, bootstrap_interval
 from oneshot_medad.images.read import expand, read_image
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
     found: dict[str, list[dict]] = {}
-    vision = _tiny().vision
+    vision = networks().vision
     vision.forward_all = remember(vision)
     try:
         with TemporaryDirectory() as scratch:

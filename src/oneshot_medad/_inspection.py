@@ -135,7 +135,8 @@ def _explained(fitted: FittedDetector, predictions: Predictions, read: MedicalIm
 def _redrawn(fitted: FittedDetector, read: MedicalImage, hot: np.ndarray, fetch: bool) -> torch.Tensor:
     """(3, H, W): the image with its (H, W) hot places redrawn."""
     backbone = fitted.networks.load(fetch)
-    device, side, normal = backbone.device, backbone.spec.image_px, None
+    device, side = backbone.device, backbone.spec.image_px
+    normal: torch.Tensor | None = None
     field = to_field(read.pixels, side, read.aspect).to(device)
     features = backbone.vision(torch.stack([field, field.flip(-1)]))
     references = fitted.scorer.references()

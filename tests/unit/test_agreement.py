@@ -198,7 +198,7 @@ def test_rows_of_unread_images_are_empty_in_every_table(fitted, sample, tmp_path
     for frame in frames:
         for name in ("score", "shown", "flag", "percentile", "p_value"):
             assert frame[name].isna().tolist() == [False, True, True], name
-    assert "similarity 0." in found.to_rows()[2]["reason"]
+    assert "similarity -0." in found.to_rows()[2]["reason"]
     assert "nan" not in str(found)
     assert found.save_heatmaps(tmp_path / "h", format="npz")[1:] == [None, None]
     with np.load(found.save_heatmaps(tmp_path / "h", format="npz")[0]) as held:

@@ -196,10 +196,10 @@ def make_views(
     held_drawn = add_lesions(held, generator, recipe.max_area)
     normal = encode(backbone, trained)
     reference = encoded(images if k > 1 else normal_views(images, recipe.n_reference, generator))
-    most, points = MOST_REFERENCES, pooled(reference.features)
-    if positions is not None:
-        most, points = MOST_SLICES, torch.cat([_unit(points), COVER * _unit(positions[:, None])], dim=1)
-    if k > most:
+    if k > (most := MOST_REFERENCES if positions is None else MOST_SLICES):
+        points = pooled(reference.features)
+        if positions is not None:
+            points = torch.cat([_unit(points), COVER * _unit(positions[:, None])], dim=1)
         reference = replace(reference[_most_different(points, most)], kinds=reference.kinds)
     compared = References.of(reference.features, reference.positions) if recipe.compares else None
 

@@ -3,7 +3,19 @@
 import sys
 from importlib import import_module
 
-COMMANDS = ("run", "transfer", "peaks", "refusals", "ceiling", "speed", "size", "tables")
+COMMANDS = (
+    "run",
+    "transfer",
+    "peaks",
+    "refusals",
+    "volumes",
+    "explain",
+    "ceiling",
+    "speed",
+    "paired",
+    "size",
+    "tables",
+)
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:

@@ -116,7 +116,7 @@ def table(found: dict) -> str:
         f"| with `requirements-light.txt` | {total(kept, 'files', 'bytecode'):.0f} |",
         f"| with it and without bytecode | {total(kept, 'files'):.0f} |",
         f"| of that imported by fit, predict, save, load and report | {total(used, 'files'):.0f} |",
-        f"| what is never imported | {total(rest, 'files'):.0f} |",
+        f"| what none of these imports | {total(rest, 'files'):.0f} |",
     ]
     largest = sorted(rest, key=lambda name: -of[name]["files"])[:6]
     lines += [f"| - {name} | {of[name]['files']:.0f} |" for name in largest]

@@ -20,6 +20,9 @@ NAMES = {
 }
 COLOURS = ("#2b5c8a", "#b8621b", "#3d7a3d", "#7a4a7a")
 
+SHIFTS = {"headct": 4, "lgg": -6}
+"""Points by which labels are moved apart."""
+
 
 def draw() -> Figure:
     """One line a collection: mean image AUROC, and the standard deviation over the draws as a bar."""
@@ -34,7 +37,7 @@ def draw() -> Figure:
         axes.annotate(
             f"{label} {means[0]:.3f} → {means[-1]:.3f}",
             (len(counts) - 1, means[-1]),
-            (10, 0),
+            (10, SHIFTS.get(name, 0)),
             textcoords="offset points",
             color=colour,
             va="center",

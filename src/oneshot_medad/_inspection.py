@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from oneshot_medad._parameters import checked
 from oneshot_medad._predicting import predict_sources, read_one
 from oneshot_medad.calibration import finest_rate, promises
 from oneshot_medad.errors import ImageError
-from oneshot_medad.explain import Explanation
+from oneshot_medad.explain import Explanation, coloured
 from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.images.expand import Sources
 from oneshot_medad.images.preprocess import from_field, to_field
 from oneshot_medad.images.read import MedicalImage, expand
 from oneshot_medad.images.sanity import Oddities, listed
+from oneshot_medad.nn.redraw import expected, redrawn
 from oneshot_medad.results.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def preview(self: AnomalyDetector, image: Any) -> np.ndarray:
 
 
 def explain(self: AnomalyDetector, image: Any) -> Explanation:
-    """Why one image got its score: heatmap, regions, and what the deviation network takes for normal.
+    """Why one image got its score: heatmap, regions, and the image as the references would have it.
 
     Parameters
     ----------
@@ -113,23 +116,38 @@ def _one(image: Any) -> Any:
     return sources[0]
 
 
-@torch.no_grad()
 def _explained(fitted: FittedDetector, predictions: Predictions, read: MedicalImage, fetch: bool) -> Explanation:
-    backbone = fitted.networks.load(fetch)
-    side = backbone.spec.image_px
-    z = backbone.latents.encode(to_field(read.pixels, side, read.aspect)[None].to(backbone.device))
-    decoded = backbone.latents.decode(torch.cat([z, fitted.scorer.model.corrected(z)])).cpu()
-    seen, normal = (torch.stack([from_field(c, side, read.size, read.aspect) for c in picture]) for picture in decoded)
+    hot = coloured(predictions.pictured(0), predictions.threshold)
+    normal = _redrawn(fitted, read, hot, fetch) if hot.any() else read.pixels
     return Explanation(
         predictions.image(0),
         predictions.heatmaps[0],
         (normal.permute(1, 2, 0) * 255).round().byte().numpy(),
-        (seen - normal).abs().mean(dim=0).numpy(),
+        (read.pixels - normal).abs().mean(dim=0).numpy(),
         float(predictions.scores[0]),
         predictions.threshold,
         predictions.verdict(0),
         predictions.regions(0),
     )
+
+
+@torch.no_grad()
+def _redrawn(fitted: FittedDetector, read: MedicalImage, hot: np.ndarray, fetch: bool) -> torch.Tensor:
+    """(3, H, W): the image with its (H, W) hot places redrawn."""
+    backbone = fitted.networks.load(fetch)
+    device, side = backbone.device, backbone.spec.image_px
+    normal: torch.Tensor | None = None
+    field = to_field(read.pixels, side, read.aspect).to(device)
+    features = backbone.vision(torch.stack([field, field.flip(-1)]))
+    references = fitted.scorer.references()
+    if references is not None:
+        normal = expected(features, references.near(math.nan if read.position is None else read.position))
+    cells = features[0].shape[-1]
+    places = to_field(torch.from_numpy(hot).float()[None], side, read.aspect).to(device)
+    places = F.adaptive_max_pool2d(places, cells)[0] > 0.5
+    field = to_field(read.pixels, cells * max(2, 2 * round(side / cells / 2)), read.aspect).to(device)
+    change = (redrawn(field, features[0], normal, places) - field).cpu()
+    return (read.pixels + torch.stack([from_field(c, side, read.size, read.aspect) for c in change])).clamp(0, 1)
 
 
 HASHES = 20

@@ -132,7 +132,7 @@ def calibrate(
     ----------
     normals
         Normal images that the detector was not fitted on, each once; with ``labels``, normal and abnormal ones.
-        Blank slices of volumes do not count.
+        Slices of volumes do not count where they are blank or lie outside the references.
     labels
         0 for normal, 1 for abnormal: the threshold then has the highest sum of sensitivity and specificity on them,
         or the sensitivity that is asked for, and ``target_fpr`` is not used. One per image, or per volume.
@@ -218,9 +218,11 @@ def _on_images(
     predictions, seen = _predict_new(fitted, sources, options)
     if doubled := seen.copies():
         raise ImageError(f"Got {doubled}; wanted each image once. Leave them out: copies promise nothing.")
+    inside = np.array([not predictions.outside(i) for i in range(len(predictions))], dtype=bool)
     if not accept_unlike:
-        _check_kind(fitted, seen.names, seen.hashes, predictions.verdicts)
-    read = ~np.isnan(predictions.scores)
+        said = (seen.names, seen.hashes, predictions.verdicts)
+        _check_kind(fitted, *([values[i] for i in np.flatnonzero(inside)] for values in said))
+    read = inside & ~np.isnan(predictions.scores)
     if labels is not None and len(labels) == len(read):
         labels = np.asarray(labels)[read].tolist()
     scores, similarities = predictions.scores[read], np.asarray(predictions.similarities)[read]

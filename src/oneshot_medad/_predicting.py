@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -96,6 +97,7 @@ def predict_sources(
         positions,
         Limits.of(calibration),
         poses,
+        fitted.scorer.span,
     )
 
 
@@ -117,7 +119,8 @@ def score(
     z = backbone.latents.encode(fields) if scorer.recipe.reads_latents else None
     features = backbone.vision(fields)
     mirrored = backbone.vision(fields.flip(-1)) if scorer.recipe.mirror else None
-    scores, maps = scorer(z, features, mirrored)
+    positions = torch.tensor([math.nan if image.position is None else image.position for image in images])
+    scores, maps = scorer(z, features, mirrored, positions)
     similar = scorer.similarity(backbone.kind(features)).tolist()
     poses = scorer.poses(features, mirrored)
     for image, value, heatmap, like, pose in zip(images, scores.tolist(), maps.cpu(), similar, poses, strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from oneshot_medad._predicting import read_one
 from oneshot_medad.errors import BlankImageError
 from oneshot_medad.images.expand import Sources
@@ -38,3 +40,9 @@ def warn_of(support: Sequence[MedicalImage], hashes: Sequence[str], stacklevel: 
         warnings.warn(
             f"Got {doubled}; wanted different images. They add nothing but their number.", stacklevel=stacklevel
         )
+
+
+def positions_of(support: list[MedicalImage]) -> torch.Tensor | None:
+    """(K,) positions of normal images in their volumes; None unless all are slices."""
+    known = [image.position for image in support if image.position is not None]
+    return torch.tensor(known) if len(known) == len(support) else None

@@ -13,7 +13,7 @@ from oneshot_medad import _inspection, _measuring, _parameters, _sharing
 from oneshot_medad._parameters import checked
 from oneshot_medad._predicting import predict_sources
 from oneshot_medad._runtime import resolve_device, seeded
-from oneshot_medad._support import read_normal, warn_of
+from oneshot_medad._support import positions_of, read_normal, warn_of
 from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import BackboneSpec
 from oneshot_medad.calibration import expected_threshold, uncalibrated
@@ -135,7 +135,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator):
         fields = torch.stack([to_field(image.pixels, spec.image_px, image.aspect) for image in support])
         networks = Networks(resolve(spec, self.fetch != "never"), device)
         backbone, generator = networks.load(), seeded(seed)
-        views = make_views(backbone, fields, recipe, generator)
+        views = make_views(backbone, fields, recipe, generator, positions_of(support))
         found = fit_scorer(recipe, backbone, views, generator, self.init, self.progress)
         threshold = expected_threshold(found.normal)
         calibration = uncalibrated(threshold, "expected", len(support), backbone.least_similarity)

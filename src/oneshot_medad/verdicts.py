@@ -18,12 +18,22 @@ CANNOT_JUDGE, NOT_READ = "cannot judge", "not read"
 JUDGED = (NORMAL, UNCERTAIN, ABNORMAL)
 """Verdicts of images that something can be said about."""
 
+OUTSIDE = "outside the references"
+"""Beginning of the reason why a slice cannot be judged that lies elsewhere in its volume than all fitted on."""
+MARGIN = 0.05
+"""How far beyond the references a slice may lie, as a share of its volume: fields of view differ."""
+
 ROUNDING = 1e-5
 """By how much a similarity may differ between calls; the image that set the limit must not fall below it."""
 
 
 def decide(
-    score: float, threshold: float, uncertain_from: float | None, similarity: float, least_similarity: float | None
+    score: float,
+    threshold: float,
+    uncertain_from: float | None,
+    similarity: float,
+    least_similarity: float | None,
+    outside: bool = False,
 ) -> str:
     """The verdict on one image; parameters are those of `Predictions`.
 
@@ -34,11 +44,31 @@ def decide(
     """
     if np.isnan(score):
         return NOT_READ
-    if least_similarity is not None and similarity < least_similarity - ROUNDING:
+    if outside or (least_similarity is not None and similarity < least_similarity - ROUNDING):
         return CANNOT_JUDGE
     if score > threshold:
         return ABNORMAL
     return UNCERTAIN if uncertain_from is not None and score > uncertain_from else NORMAL
+
+
+def beyond(position: float | None, span: tuple[float, float] | None) -> str:
+    """Why a slice cannot be judged by where it lies; empty if it can.
+
+    Parameters
+    ----------
+    position
+        Along its volume, from 0 to 1; None where it is not known.
+    span
+        Positions of the first and the last slice fitted on; None where these are not known.
+
+    Examples
+    --------
+    >>> beyond(0.9, (0.2, 0.6)), beyond(0.62, (0.2, 0.6)), beyond(None, (0.2, 0.6))
+    ('outside the references: at 90 % of its volume, they cover 20 % to 60 %', '', '')
+    """
+    if position is None or span is None or span[0] - MARGIN <= position <= span[1] + MARGIN:
+        return ""
+    return f"{OUTSIDE}: at {position:.0%} of its volume, they cover {span[0]:.0%} to {span[1]:.0%}".replace("%", " %")
 
 
 def places_from(verdict: str, threshold: float, uncertain_from: float | None) -> float:

@@ -11,9 +11,10 @@ import torch
 from backbone_repos import SMALL_CLIP, SMALL_DD, clip_repo, medvae_repo, small_spec
 from PIL import Image
 
-from benchmarks import ceiling, heatmaps, run
+from benchmarks import ceiling, explain, heatmaps, run, volumes
 from benchmarks.baselines import padim
 from benchmarks.data import Item
+from benchmarks.heads import KINDS, simulate
 from oneshot_medad import AnomalyDetector, config
 from oneshot_medad.backbones.resolve import download
 
@@ -141,3 +142,50 @@ def test_padim_finds_what_no_view_of_the_normal_image_has(backbone, sample):
     row, column = np.unravel_index(change.argmax(), change.shape)
     assert 90 < row / scale < 150
     assert 90 < column / scale < 150
+
+
+def test_simulated_heads_differ_and_show_their_lesions():
+    healthy, again, other = simulate(3), simulate(3), simulate(4)
+    assert np.array_equal(healthy.values, again.values)
+    assert healthy.values.shape != other.values.shape or (healthy.values != other.values).mean() > 0.3
+    assert not healthy.lesion.any()
+    sick = {kind: simulate(3, kind) for kind in KINDS}
+    for head in sick.values():
+        assert 1 <= head.lesion.sum() <= 5
+    assert len({head.values.tobytes() for head in sick.values()}) == len(KINDS)
+
+
+@pytest.mark.slow
+def test_volumes_end_in_a_table(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "default", small)
+    monkeypatch.setattr(volumes, "REFERENCES", {"the middle": "[axial 4:7]"})
+    out = tmp_path / "volumes.json"
+    volumes.main(["--count", "2", "--seeds", "1", "--out", str(out)])
+    found = json.loads(out.read_text())["found"]
+    assert list(found) == ["the middle, positions", "the middle, no positions"]
+    (known,), (unknown,) = found.values()
+    assert known["judged"] < unknown["judged"] == 1
+    assert known["scores"].keys() == unknown["scores"].keys() == {"healthy0", "healthy1", "bright0", "dark1"}
+    assert len(out.with_suffix(".md").read_text().splitlines()) == 4
+    assert "forward_all" not in vars(run.networks().vision)  # put back
+
+
+@pytest.mark.slow
+def test_explain_ends_in_two_tables(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "default", small)
+    out = tmp_path / "explain.json"
+    explain.main(["--sets", "sample", "--count", "2", "--seeds", "1", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert [row["label"] for row in found["rows"]["sample"]] == [0, 0, 1, 1]
+    numbers = found["summary"]["sample"]
+    assert numbers["redrawn: outside"] < numbers["deviation network: outside"]
+    assert numbers["redrawn: removed"] <= 1
+    text = out.with_suffix(".md").read_text()
+    assert text.count("| sample |") == 3
+
+
+def test_contrast_is_that_to_the_ring_around():
+    picture, mask = np.full((60, 60), 0.4), np.zeros((60, 60), bool)
+    mask[25:35, 25:35] = True
+    picture[mask] = 0.7
+    assert explain.contrast(picture, mask) == pytest.approx(0.3)

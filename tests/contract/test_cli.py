@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,14 +261,25 @@ def test_overlays_are_pictures_of_their_own(fitted, scans, monkeypatch, capsys):
 
     fitted.save_pretrained(scans / "detector")
     arguments = ["predict", scans / "detector", scans / "support.png", "--out", scans / "out", "--json"]
-    assert run(monkeypatch, *arguments, "--overlay") == 0
-    (picture,) = (scans / "out/heatmaps").iterdir()
-    assert picture.name == "00000-support.overlay.png"
+    assert run(monkeypatch, *arguments) == 0
+    assert not (scans / "out/overlays").exists()
+    assert run(monkeypatch, *arguments, "--overlay") == 0  # done before, but without its picture
+    (picture,) = (scans / "out/overlays").iterdir()
     assert Image.open(picture).size == (3 * 246, 246)
-    assert run(monkeypatch, *arguments) == 0  # heatmaps are something else
-    assert "00000-support.png" in [path.name for path in (scans / "out/heatmaps").iterdir()]
     (row,) = csv.DictReader((scans / "out/scores.csv").open())
-    assert row["heatmap"] == "heatmaps/00000-support.png"
+    heatmap = scans / "out" / row["heatmap"]
+    assert heatmap.is_file()
+    assert picture.name == heatmap.name.removesuffix(".png") + ".overlay.png"
+    made = picture.stat().st_mtime_ns
+    assert run(monkeypatch, *arguments, "--overlay") == 0
+    assert picture.stat().st_mtime_ns == made  # nothing is done twice
+    arguments[2:3] = [scans / "normal", scans / "support.png"]
+    assert run(monkeypatch, *arguments, "--overlay") == 0  # heatmap and picture get another number
+    rows = list(csv.DictReader((scans / "out/scores.csv").open()))
+    names = [Path(row["heatmap"]).name.removesuffix(".png") + ".overlay.png" for row in rows]
+    assert sorted(names) == sorted(path.name for path in (scans / "out/overlays").iterdir())
+    assert run(monkeypatch, *arguments[:-3], "--out", scans / "alone", "--overlay", "--no-heatmaps") == 0
+    assert {path.name.split(".", 1)[1] for path in (scans / "alone/heatmaps").iterdir()} == {"overlay.png"}
 
 
 def test_a_sensitivity_and_what_readers_said(fitted, scans, monkeypatch, capsys):
@@ -341,7 +353,8 @@ def test_volumes_and_archives(fitted, sample, monkeypatch, tmp_path, capsys):
     rows = list(csv.DictReader(whole.splitlines()))
     names = [f"head.nii.gz[axial {i}]" for i in range(4)] + [f"other.nii.gz[axial {i}]" for i in range(2)]
     assert [row["name"] for row in rows] == [str(tmp_path / name) for name in [*names, "scans.zip/a.png"]]
-    assert [row["reason"] for row in rows] == ["blank slice"] + [""] * 6
+    turned = "seems turned by 90 degrees, beside the images fitted on"  # the arrays lie so in these files
+    assert [row["reason"] for row in rows] == ["blank slice", *[turned] * 5, ""]
     volumes = list(csv.DictReader((out / "volumes.csv").open()))
     assert [row["heatmap"] for row in volumes] == ["volumes/00000-head.nii.gz", "volumes/00004-other.nii.gz"]
     assert (rows[0]["score"], rows[0]["flag"]) == ("", "")

@@ -93,6 +93,13 @@ def test_front_matter_says_library_task_and_modality(published, hub):
     assert "model-index" not in data
 
 
+def test_the_card_says_what_the_embedded_networks_are(published, hub):
+    card = hub.at("clinic/head", "main")[1]["README.md"].decode()
+    row = next(line for line in card.splitlines() if line.startswith("| frozen networks |"))
+    for said in ("EfficientNet-Lite0", "open_clip", "real lesion masks and labels", "terms differ", "WEIGHTS.md"):
+        assert said in row
+
+
 def test_a_space_goes_up_beside_the_detector(fitted, hub):
     address = fitted.push_to_hub("clinic/brain", token="hf_test", space=True)
     _, files = hub.at("spaces/clinic/brain", "main")

@@ -138,5 +138,5 @@ def test_no_files_and_too_many_are_refused(fitted, sample, tmp_path, monkeypatch
     monkeypatch.setattr(space, "MOST", 1)
     for name in ("a.png", "b.png"):
         Image.fromarray(np.asarray(sample.images[0])).save(tmp_path / name)
-    with pytest.raises(OneShotError, match="Got 2 images; wanted 1 or fewer"):
+    with pytest.raises(OneShotError, match="Got 2 images; this page takes 1 at a time"):
         space._predict(fitted, [str(tmp_path / "a.png"), str(tmp_path / "b.png")])

@@ -14,7 +14,7 @@ from oneshot_medad import AnomalyDetector, Predictions
 from oneshot_medad.errors import ImageError
 from oneshot_medad.images.read import BLANK
 from oneshot_medad.results.capture import capture_picture
-from oneshot_medad.results.pictures import OUTLINE, UNJUDGED, blend, captioned, outlined
+from oneshot_medad.results.pictures import OUTLINE, STRIP, UNJUDGED, blend, captioned, outlined
 from oneshot_medad.verdicts import held_back
 
 GREY = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30).astype(np.uint8)
@@ -175,7 +175,8 @@ def test_a_place_above_the_threshold_is_no_finding_in_an_image_called_normal(fit
     assert (explanation.verdict, explanation.regions) == ("normal", [])
     held = held_back(found.heatmaps[0], "normal", between)
     width = image.shape[1]
-    assert np.array_equal(np.asarray(explanation.picture())[:, width : 2 * width], blend(image, held, between))
+    panels = np.asarray(explanation.picture())[STRIP:]  # below the titles
+    assert np.array_equal(panels[:, width : 2 * width], blend(image, held, between))
     assert detector.set_threshold(float(before.scores[0]) - 0.01).predict(image).regions(0)
 
 
@@ -197,7 +198,7 @@ def test_rows_of_unread_images_are_empty_in_every_table(fitted, sample, tmp_path
     for frame in frames:
         for name in ("score", "shown", "flag", "percentile", "p_value"):
             assert frame[name].isna().tolist() == [False, True, True], name
-    assert "similarity 0." in found.to_rows()[2]["reason"]
+    assert "similarity -0." in found.to_rows()[2]["reason"]
     assert "nan" not in str(found)
     assert found.save_heatmaps(tmp_path / "h", format="npz")[1:] == [None, None]
     with np.load(found.save_heatmaps(tmp_path / "h", format="npz")[0]) as held:

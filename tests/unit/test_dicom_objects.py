@@ -171,3 +171,22 @@ def test_headers_that_no_object_can_be_made_of_say_so(tmp_path):
     volume, _ = judged(tmp_path / "scan")
     with pytest.raises(ImageError, match=r"no DICOM object can be made.*Frame Of Reference.*Write NIfTI"):
         volume.save_parametric_map(tmp_path / "map.dcm")
+
+
+def test_one_of_several_volumes_in_a_file_is_refused_by_name(tmp_path):
+    planes = np.random.default_rng(0).integers(0, 4000, (12, *SHAPE[1:])).astype(np.uint16)
+    path = write_enhanced(tmp_path / "scan.dcm", planes, spacing=(1, 1), **ABOUT)
+    ds = pydicom.dcmread(path)
+    frames = ds.PerFrameFunctionalGroupsSequence
+    for first, second in zip(frames[:6], frames[6:], strict=True):  # two stacks in one place
+        second.PlanePositionSequence = first.PlanePositionSequence
+        second.FrameContentSequence[0].StackID = "2"
+    ds.save_as(path)
+    sources, maps = expand(path), [np.ones(SHAPE[1:], np.float32)] * 12
+    volumes = list(assemble(sources, np.ones(12), maps, Limits(0.5), provenance={"detector_sha256": "a" * 64}))
+    assert len(volumes) == 2
+    for volume in volumes:
+        for save in (volume.save_parametric_map, volume.save_segmentation):
+            with pytest.raises(ConfigError, match=r"one of several volumes in a file of 12 frames.*NIfTI"):
+                save(tmp_path / "object.dcm")
+        assert volume.save(tmp_path / "heat.nii.gz").is_file()

@@ -1,9 +1,15 @@
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from oneshot_medad import AnomalyDetector, Predictions
 from oneshot_medad.calibration import lowest_similarity
 from oneshot_medad.errors import ConfigError, ImageError
+from oneshot_medad.explain import coloured
+from oneshot_medad.results.pictures import STRIP
 
 
 def predictions(**changes):
@@ -54,20 +60,36 @@ def test_the_reject_band_lies_between_two_rates_and_is_saved(fitted, sample, tmp
     assert detector.set_threshold(0.5).predict(sample.images[:1]).uncertain_from is None
 
 
-def test_explain_shows_what_the_network_takes_for_normal(fitted, sample):
-    image = sample.images[sample.labels.argmax()][:, :200]  # not square
-    found = fitted.explain(image)
-    predictions = fitted.predict(image)
+def test_explain_redraws_what_the_heatmap_colours_and_nothing_else(fitted, sample):
+    i = sample.labels.argmax()
+    image, mask = sample.images[i][:, :200], sample.masks[i][:, :200]  # not square
+    detector = copy.copy(fitted)
+    threshold = float(fitted.predict(image).scores[0]) - 0.1
+    found = detector.set_threshold(threshold).explain(image)
+    predictions = detector.predict(image)
     assert found.score == predictions.scores[0]
-    assert found.verdict == predictions.verdicts[0]
+    assert found.verdict == predictions.verdicts[0] == "abnormal"
     assert np.array_equal(found.heatmap, predictions.heatmaps[0])
     assert np.array_equal(found.image[..., 0], image)
     assert found.normal.shape == (*image.shape, 3)
     assert found.difference.shape == image.shape
-    assert 0 < found.difference.max() <= 1
-    # a drawing of this very image: closer to it than to another one
-    apart = np.abs(found.normal.astype(int) - found.image).mean()
-    assert apart < np.abs(found.normal.astype(int) - sample.images[0][:, :200, None]).mean()
-    assert found.picture().size == (4 * image.shape[1], image.shape[0])
+    assert 0.02 < found.difference.max() <= 1
+    far = ~binary_dilation(coloured(found.heatmap, threshold), iterations=30)
+    assert far.any()
+    assert np.array_equal(found.normal[far], found.image[far])
+    changed = found.difference > 0.01
+    assert changed[mask].mean() > 2 * changed[~mask].mean()
+    assert found.picture().size == (4 * image.shape[1], image.shape[0] + STRIP)
+    titles = np.asarray(found.picture())[:STRIP].reshape(STRIP, 4, -1)
+    assert (titles.max(axis=(0, 2)) > 200).all()  # every panel has one
+    calm = detector.set_threshold(50.0).explain(image)
+    assert np.array_equal(calm.normal, calm.image)
+    assert calm.difference.max() == 0
     with pytest.raises(ImageError, match="2 images"):
         fitted.explain(sample.images[:2])
+
+
+def test_explain_without_references_takes_the_nearest_tissue(sample, small):
+    recipe = replace(small, context=False, branches={"clip": 1.0}, mirror=False)
+    detector = AnomalyDetector(recipe=recipe, random_state=0).fit(sample.support).set_threshold(-50.0)
+    assert detector.explain(sample.images[0]).normal.shape == (*sample.images[0].shape, 3)

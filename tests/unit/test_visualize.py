@@ -6,7 +6,17 @@ from PIL import Image
 
 from oneshot_medad import Predictions
 from oneshot_medad.errors import ImageError, ImageFileError
-from oneshot_medad.results.pictures import OPACITY, OUTLINE, blend, captioned, colours, contact_sheet, overlay, strength
+from oneshot_medad.results.pictures import (
+    OPACITY,
+    OUTLINE,
+    blend,
+    captioned,
+    colours,
+    contact_sheet,
+    outlined,
+    overlay,
+    strength,
+)
 
 GREY = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
 
@@ -95,7 +105,9 @@ def test_plot_draws_a_grid_without_pyplots_state(tmp_path):
     bar = figure.axes[-1]
     assert bar.get_ylim() == (0, 1)
     assert "0.5 threshold" in [label.get_text() for label in bar.get_yticklabels()]
-    assert np.array_equal(figure.axes[0].images[0].get_array(), blend(GREY, heat, 0.5))
+    drawn = outlined(blend(GREY, heat, 0.5), heat > 0.5, OUTLINE)  # as in overlays
+    assert (drawn == OUTLINE).all(axis=2).any()
+    assert np.array_equal(figure.axes[0].images[0].get_array(), drawn)
     figure.savefig(tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").width > 300
     assert len(predictions.plot(n=1).axes) == 2

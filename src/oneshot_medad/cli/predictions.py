@@ -33,7 +33,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for scores.csv, audit.jsonl, volumes.csv and heatmaps.")],
     heatmaps: Annotated[bool, typer.Option(help="Write each heatmap to a file, and those of volumes as NIfTI.")] = True,
     format: Annotated[Format, typer.Option(help="Of the heatmaps.")] = Format.png,  # noqa: A002
-    overlay: Annotated[bool, typer.Option("--overlay", help="Pictures with regions: the format overlay.")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Pictures with regions too, in a folder overlays.")
+    ] = False,
     backbone: Annotated[str | None, typer.Option(help="Folder with the frozen networks, if not at hand.")] = None,
     recursive: Recursive = False,
     as_json: AsJson = False,
@@ -49,15 +51,15 @@ def predict(
     from oneshot_medad.results.heatmaps import check_format
     from oneshot_medad.results.runs import Run
 
-    form = Format.overlay if overlay else format
-    if heatmaps:
-        check_format(form.value)
+    form = format.value if heatmaps else "overlay" if overlay else None
+    if form:
+        check_format(form)
     out.mkdir(parents=True, exist_ok=True)
     found = load(detector, backbone)
     sources = expand(images, recursive=recursive)
     left_out = {"left_out": dict(sources.left_out)}
     with alone_in(out):
-        run = Run(found, sources, out, form.value if heatmaps else None, CHUNK)
+        run = Run(found, sources, out, form, CHUNK, overlay and form != "overlay")
         with _going_on(run), tqdm(total=len(run), disable=as_json or not len(run)) as bar:
             for count in run:
                 bar.update(count)

@@ -42,7 +42,7 @@ class MedicalImage:
         Height of a pixel divided by its width; 1 if the source does not say.
     position
         Of a slice along the axis of its volume: 0 for the first (inferior, posterior or left), 1 for the last; None for
-        an image that is no slice of a volume.
+        an image that is no slice of a volume, or the only one.
     """
 
     pixels: torch.Tensor
@@ -144,7 +144,7 @@ def _read_place(place: File | Slice, window: Window) -> tuple[Pixels, float | No
         count = check_position(stack.axes, axis, index)
         if count > 1 and not isinstance(place, Slice):
             raise ImageFileError(f"Got a file that holds {count} images; wanted one. Choose with oneshot_medad.slices.")
-        position = None if axis == "frame" else index / (count - 1) if count > 1 else 0.5
+        position = None if axis == "frame" or count < 2 else index / (count - 1)
         return stack.read(axis, index, window), position
 
 

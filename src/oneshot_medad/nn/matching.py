@@ -9,7 +9,9 @@ from functools import lru_cache
 import torch
 
 REACH = 0.1
-"""How far from its own place a nearby counterpart may lie, as a share of the side."""
+"""How far from its own place a nearby counterpart may lie, as a share of the side; of a slice, of its volume."""
+LEAST_NEAR = 3
+"""References that a slice is compared with even if they lie farther away."""
 CHUNK = 256
 """Places that are compared at once; more fall out of the processor's cache."""
 GROUP = 128
@@ -50,27 +52,52 @@ class References:
     levels
         (K, C_l, h_l, w_l) features at each level.
     spread
-        (L, 2) mean distance of each reference to the others, anywhere and nearby, as in `Match`.
+        (L, 2) mean distance of each reference to the others, anywhere and nearby, as in `Match`; of slices of volumes
+        to those near their own position.
+    positions
+        (K,) where along its volume each lies, from 0 to 1; None where not all are slices of volumes.
     """
 
     levels: list[torch.Tensor]
     spread: torch.Tensor
+    positions: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, levels: Sequence[torch.Tensor]) -> References:
+    def of(cls, levels: Sequence[torch.Tensor], positions: torch.Tensor | None = None) -> References:
         """Measure the spread of (K, C_l, h_l, w_l) features, each image left out of the comparison with itself."""
         found = []
         for level in levels:
             if len(level) < 2:
                 found.append(torch.tensor(UNKNOWN, device=level.device))
                 continue
-            each = [match(level[k : k + 1], level, left_out=k).distance for k in range(len(level))]
+            each = []
+            for k in range(len(level)):
+                others, left_out = level, k
+                if positions is not None:
+                    kept = _near(positions, float(positions[k]), LEAST_NEAR + 1)
+                    others, left_out = level[kept], int((kept == k).nonzero())
+                each.append(match(level[k : k + 1], others, left_out=left_out).distance)
             found.append(torch.cat(each, dim=1).mean(dim=(1, 2, 3)).clamp(min=1e-3))
-        return cls(list(levels), torch.stack(found))
+        return cls(list(levels), torch.stack(found), positions)
+
+    def near(self, position: float) -> References:
+        """Those that a slice at ``position`` is compared with; all of them where a position is not known (NaN)."""
+        if self.positions is None or position != position:
+            return self
+        kept = _near(self.positions, position, LEAST_NEAR)
+        return References([level[kept] for level in self.levels], self.spread, self.positions[kept])
 
     def to(self, device: torch.device) -> References:
         """The same on another device."""
-        return References([level.to(device) for level in self.levels], self.spread.to(device))
+        positions = self.positions.to(device) if self.positions is not None else None
+        return References([level.to(device) for level in self.levels], self.spread.to(device), positions)
+
+
+def _near(positions: torch.Tensor, position: float, least: int) -> torch.Tensor:
+    """Which of (K,) positions lie in reach of one, the ``least`` closest in any case."""
+    away = (positions - position).abs()
+    limit = away.sort().values[min(least, len(away)) - 1].clamp(min=REACH)
+    return (away <= limit).nonzero()[:, 0]
 
 
 def as_rows(features: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from oneshot_medad.studies.volume import MAP, SEGMENTATION
 from oneshot_medad.verdicts import JUDGED
 
 TABLE, AUDIT, VOLUMES = "scores.csv", "audit.jsonl", "volumes.csv"
-HEATMAPS, OF_VOLUMES = "heatmaps", "volumes"
+HEATMAPS, OF_VOLUMES, OVERLAYS = "heatmaps", "volumes", "overlays"
 COLUMNS = ("name", "verdict", "flag", "reason", "threshold", "heatmap")
 """Those that are read again."""
 VOLUME_COLUMNS = ("name", "score", "threshold", "heatmap")
@@ -30,11 +30,15 @@ _NUMBER = re.compile(r"\w+[/\\](\d+)-")
 
 @dataclass
 class Made:
-    """What was written of an image or a volume, until it is written again; ``heatmap`` is where its file waits."""
+    """What was written of an image or a volume, until it is written again.
+
+    ``heatmap`` and ``overlay`` are where its files wait.
+    """
 
     row: dict[str, Any]
     record: str = ""
     heatmap: Path | None = None
+    overlay: Path | None = None
 
 
 class Outputs:
@@ -48,6 +52,8 @@ class Outputs:
         Format of the heatmaps that are wanted; None wants none.
     detector
         The fitted detector that all of it must be of.
+    overlays
+        Whether pictures beside the heatmaps are wanted.
 
     Attributes
     ----------
@@ -64,11 +70,12 @@ class Outputs:
         The folder holds what another detector found, or tables of another kind.
     """
 
-    def __init__(self, out: Path, form: str | None, detector: Any) -> None:
-        self.out, self.form = out, form
+    def __init__(self, out: Path, form: str | None, detector: Any, overlays: bool = False) -> None:
+        self.out, self.form, self.overlays = out, form, overlays
         self.table, self._audit, self._volumes = (out / name for name in (TABLE, AUDIT, VOLUMES))
-        for path in (*out.glob(f"{HEATMAPS}/.*{ASIDE}"), *out.glob(f"{OF_VOLUMES}/.*{ASIDE}")):
-            path.unlink()  # by a run that was stopped
+        for folder in (HEATMAPS, OF_VOLUMES, OVERLAYS):
+            for path in out.glob(f"{folder}/.*{ASIDE}"):
+                path.unlink()  # by a run that was stopped
         recorded = set()
         for record in filter(None, map(record_of, lines(self._audit))):
             if record.get("detector_sha256") != detector.fingerprint_:
@@ -103,7 +110,14 @@ class Outputs:
         if self.form is None:
             return True
         path, right = self.out / heatmap, heatmap.endswith(suffix) if suffix else form_of(heatmap) == self.form
+        if self.overlays and not suffix and not self.overlay_of(heatmap).is_file():
+            return False
         return right and path.is_file() and path.stat().st_size > 0
+
+    def overlay_of(self, heatmap: str) -> Path:
+        """Where the picture lies that belongs to the heatmap of an image."""
+        name = Path(heatmap).name
+        return self.out / OVERLAYS / (name.removesuffix(FORMATS.get(str(form_of(name)), "")) + FORMATS["overlay"])
 
     def take_off(self, images: set[str], volumes: set[str], kept: set[str]) -> dict[str, Made]:
         """Take images and volumes off the lists, and their heatmaps away; what was made of ``kept`` comes back by name.
@@ -120,10 +134,15 @@ class Outputs:
             path = self.out / row["heatmap"]
             if path.parent not in (self.out / HEATMAPS, self.out / OF_VOLUMES) or not path.is_file():
                 continue
+            overlay = self.overlay_of(path.name)
             if row["name"] in made:
                 made[row["name"]].heatmap = path.rename(path.with_name(f".{number}{ASIDE}"))
+                if path.parent.name == HEATMAPS and overlay.is_file():
+                    made[row["name"]].overlay = overlay.rename(overlay.with_name(f".{number}{ASIDE}"))
             elif self.form is not None and form_of(path.name) in (self.form, "nifti"):
                 path.unlink()
+                if path.parent.name == HEATMAPS:
+                    overlay.unlink(missing_ok=True)
                 for suffix in (MAP, SEGMENTATION):
                     path.with_name(path.name.removesuffix(".nii.gz") + suffix).unlink(missing_ok=True)
         drop(self.table, images, first_cell, header=1)
@@ -158,6 +177,8 @@ class Outputs:
             return one.row
         suffix = FORMATS[str(form_of(one.row["heatmap"]))]
         path = one.heatmap.rename(one.heatmap.with_name(file_name(number, name, suffix)))
+        if one.overlay is not None:
+            one.overlay.rename(self.overlay_of(path.name))
         return {**one.row, "heatmap": self.relative(path)}
 
     def rows(self) -> Iterator[dict[str, str]]:

@@ -116,7 +116,8 @@ def picture(predictions: Predictions, i: int) -> Image.Image:
         if image is None:
             said = predictions.reasons[i] if predictions.reasons else ""
             raise ImageError(f"Got image {i}, which has no heatmap ({said}); wanted one that was read.")
-        return captioned(Image.fromarray(image), [UNJUDGED])
+        outside = predictions.outside(i)
+        return captioned(Image.fromarray(image), [f"cannot judge: {outside}" if outside else UNJUDGED])
     if image is None:
         return captioned(Image.fromarray(colours(shown(heatmap, predictions.threshold))), [UNREADABLE])
     limit = places_from(predictions.verdict(i), predictions.threshold, predictions.uncertain_from)
@@ -145,7 +146,7 @@ def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
-    """A matplotlib figure of the first ``n`` images with heatmaps over them, scores and a colour bar.
+    """A matplotlib figure of the first ``n`` images: heatmaps over them, regions outlined, scores and a colour bar.
 
     Parameters
     ----------
@@ -175,7 +176,9 @@ def plot(predictions: Predictions, n: int = 12, columns: int = 4) -> Any:
         image, verdict = image_again(predictions, i), predictions.verdict(i)
         if heatmap.size:
             level = shown(heatmap, predictions.threshold)
-            axes.imshow(colours(level) if image is None else blend(image, heatmap, predictions.threshold))
+            drawn = colours(level) if image is None else blend(image, heatmap, predictions.threshold)
+            limit = places_from(verdict, predictions.threshold, predictions.uncertain_from)
+            axes.imshow(outlined(drawn, heatmap > limit, OUTLINE))
             title += f"\n{values[i]:.2f} {verdict.replace('abnormal', 'ABNORMAL')}"
             title += " (heatmap only)" if image is None else ""
         elif image is not None:

@@ -15,7 +15,7 @@ from oneshot_medad.images.read import MedicalImage, read_image
 from oneshot_medad.results.regions import Region, find_regions
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.studies.volume import Volume, assemble
-from oneshot_medad.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, count, decide, held_back, places_from
+from oneshot_medad.verdicts import ABNORMAL, CANNOT_JUDGE, JUDGED, beyond, count, decide, held_back, places_from
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,16 +27,14 @@ class Predictions:
 
     ``scores`` and ``heatmaps`` are what was computed. Everything else says what follows from it, by the `verdicts`:
     nothing is flagged, listed or pictured as abnormal in an image that is not called so. As an array, predictions are
-    labels, 1 for a flagged image and 0 for any other, which is what scikit-learn expects of ``predict``.
-
-    They are plain values: what writes or draws them imports this class, and is loaded when a method asks for it.
+    labels, 1 for a flagged image and 0 for any other, which is what scikit-learn expects of ``predict``. They are plain
+    values: what writes or draws them imports this class, and is loaded when a method asks for it.
 
     Attributes
     ----------
     scores
         (N,) float64, higher is more abnormal. 0 is the median of the fit's own normal views, 1 what nine of
-        ten further normal images are expected to stay below; values may lie outside. NaN for an image that could not be
-        read.
+        ten further normal images are expected to stay below; values may lie outside. NaN for an image not read.
     heatmaps
         N arrays (H, W) float32, each on its image's own grid, on the scale of the scores.
     threshold
@@ -54,8 +52,7 @@ class Predictions:
     intensity_range
         Of the detector, needed to read the sources again.
     provenance
-        What the predictions were made with: hash, backbone, number of normal images, rule of the threshold and last
-        evaluation of the detector, versions, and time (UTC).
+        Hash, backbone, number of normal images, rule of the threshold, last evaluation of the detector; versions, time.
     uncertain_from
         Scores from here to the threshold are called uncertain; None calls none so.
     similarities
@@ -63,15 +60,15 @@ class Predictions:
     least_similarity
         Below it an image is not judged; None judges all.
     left_out
-        How many files beside the images were passed over, by kind: suffixes, modalities of DICOM objects without a
-        picture, folders that were not searched.
+        How many files were passed over, by kind: suffixes, modalities without a picture, folders not searched.
     positions
         Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
     volume_limits
         What volumes are judged by; None takes the limits for single images.
     poses
-        How each image lies if that is unlike the normal ones, as in "turned by 90 degrees"; empty for all others. It
-        is said among the reasons and changes no verdict.
+        How each image lies if unlike the normal ones ("turned by 90 degrees"), else empty; it changes no verdict.
+    span
+        Positions of the first and last slice fitted on, beyond which slices are not judged; None judges them anywhere.
     """
 
     scores: np.ndarray
@@ -91,6 +88,7 @@ class Predictions:
     positions: list[float | None] = field(default_factory=list)
     volume_limits: Limits | None = None
     poses: list[str] = field(default_factory=list)
+    span: tuple[float, float] | None = None
 
     def read(self, i: int) -> MedicalImage:
         """Image ``i``, read again as the detector read it.
@@ -150,14 +148,19 @@ class Predictions:
     def verdict(self, i: int) -> str:
         """What to say of image ``i``; see `verdicts`."""
         alike = 1.0 if self.similarities is None else float(self.similarities[i])
-        return decide(float(self.scores[i]), self.threshold, self.uncertain_from, alike, self.least_similarity)
+        limits = self.threshold, self.uncertain_from, alike, self.least_similarity, bool(self.outside(i))
+        return decide(float(self.scores[i]), *limits)
+
+    def outside(self, i: int) -> str:
+        """Why image ``i`` cannot be judged where it lies in its volume; empty if it can."""
+        return beyond(self.positions[i] if self.positions else None, self.span)
 
     @property
     def verdicts(self) -> list[str]:
         """What to say of each image: "normal", "uncertain", "abnormal", "cannot judge" or "not read".
 
-        "cannot judge" is an image unlike those the detector was fitted on, such as a knee given to a chest detector:
-        its score means nothing. "uncertain" lies in the reject band that `AnomalyDetector.calibrate` can set.
+        "cannot judge" is an image unlike those fitted on, such as a knee given to a chest detector, or a slice from
+        elsewhere in its volume: its score means nothing. "uncertain" lies in `AnomalyDetector.calibrate`'s reject band.
         """
         return [self.verdict(i) for i in range(len(self))]
 

@@ -23,7 +23,7 @@ from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume, v
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.images.sanity import Oddities
 from oneshot_medad.results.audit import record_lines
-from oneshot_medad.results.outputs import HEATMAPS, OF_VOLUMES, Outputs
+from oneshot_medad.results.outputs import HEATMAPS, OF_VOLUMES, OVERLAYS, Outputs
 
 Rows = list[dict[str, Any]]
 Place: TypeAlias = tuple[File | Series, str]
@@ -57,6 +57,8 @@ class Run:
         Format of the heatmaps; None writes none.
     chunk
         Images that are held in memory at a time; a volume is held as a whole.
+    overlays
+        Whether to write pictures with regions beside the heatmaps.
 
     Attributes
     ----------
@@ -73,10 +75,12 @@ class Run:
         The folder holds what another detector found.
     """
 
-    def __init__(self, detector: Any, sources: Iterable[Any], out: Path, form: str | None, chunk: int) -> None:
+    def __init__(
+        self, detector: Any, sources: Iterable[Any], out: Path, form: str | None, chunk: int, overlays: bool = False
+    ) -> None:
         self.detector, self.form, self._odd = detector, form, Oddities()
         self.sources = list({listed_name(source): source for source in sources}.values())
-        self._outputs = outputs = Outputs(out, form, detector)
+        self._outputs = outputs = Outputs(out, form, detector, overlays)
         steps = list(_steps(self.sources, chunk, outputs.heatmaps))
         done = [step for step in steps if self._is_done(step)]
         in_place = _in_place(steps, done, outputs.heatmaps)
@@ -124,6 +128,8 @@ class Run:
         files: list[Path | None] = [None] * len(rows)
         if self.form is not None:
             files = predictions.save_heatmaps(out.out / HEATMAPS, start, self.form)
+        if out.overlays:
+            predictions.save_heatmaps(out.out / OVERLAYS, start, "overlay")
         for row, file in zip(rows, files, strict=True):
             row |= {"name": cell(row["name"]), "heatmap": out.relative(file)}
         volumes = self._volume(step.volume, predictions) if step.volume else []

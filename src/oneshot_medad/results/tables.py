@@ -37,11 +37,13 @@ def _reason(predictions: Predictions, i: int) -> str:
     """Why an image has no score, or none that means anything; or that it lies otherwise than the normal images."""
     pose = predictions.poses[i] if predictions.poses else ""
     seems = f"seems {pose}, beside the images fitted on" if pose else ""
-    if predictions.verdict(i) == CANNOT_JUDGE and predictions.similarities is not None:
-        unlike = (
-            f"unlike the images fitted on: similarity {predictions.similarities[i]:.3f}, "
-            f"wanted {predictions.least_similarity:.3f}"
-        )
+    if predictions.verdict(i) == CANNOT_JUDGE:
+        unlike = predictions.outside(i)
+        if not unlike and predictions.similarities is not None:
+            unlike = (
+                f"unlike the images fitted on: similarity {predictions.similarities[i]:.3f}, "
+                f"wanted {predictions.least_similarity:.3f}"
+            )
         return "; ".join(filter(None, [unlike, seems]))
     said = predictions.reasons[i].removeprefix(f"{predictions.names[i]}: ") if predictions.reasons else ""
     return printable(said) or seems

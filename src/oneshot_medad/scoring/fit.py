@@ -60,7 +60,7 @@ def assemble(model: JointModel, text: torch.Tensor, views: Views, device: torch.
     if views.compared is not None:
         references = views.compared.to(device)
     if recipe.context and "latent" in recipe.branches:
-        latent = References.of(model.projection(seen.z.to(device)))
+        latent = References.of(model.projection(seen.z.to(device)), seen.positions)
     if "distance" in recipe.branches:
         assert views.turned is not None
         owner = torch.cat([torch.arange(len(part)) % views.n_images for part in (seen, views.normal)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +17,20 @@ from oneshot_medad.nn.adapters import Judged, highest
 from oneshot_medad.nn.matching import Match, References, match
 from oneshot_medad.nn.pose import POSES, layout, pose_numbers
 from oneshot_medad.scoring.distances import LEAST, Subspace, distance_map, distance_score
+from oneshot_medad.scoring.stored import loose, stored_references, stored_subspace
 from oneshot_medad.synthesis.deviation import N_TIMES
 from oneshot_medad.training.cache import Encoded, Views
 from oneshot_medad.training.joint import JointModel, Shapes
 
-EXACT = ("offsets", "weights", "spread", "latent_spread", "subspace.")
+EXACT = ("offsets", "weights", "spread", "latent_spread", "positions", "subspace.")
 """Beginnings of the names of what is stored in full precision."""
 
 HEADROOM = {"clip": (1.75, 2.0), "latent": (1.75, 2.0), "distance": (1.1, 0.4), "deviation": (1.0, 1.0)}
 """How far nine of ten further normal images lie above views of the fit's own, in each branch's unit: with one normal
 image, and with very many. Typical of head CT, chest radiographs and lung ultrasound."""
 RETURN = 0.5
-"""A learned branch has its zero between normal and abnormal, and one normal image that seems uncommonly normal says less
-about others than about itself: they are expected that share of its logit closer to zero."""
+"""A learned branch has its zero between normal and abnormal, and a lone normal image that seems uncommonly normal says
+more of itself than of others: they are expected that share of its logit closer to zero."""
 MOST_HEADROOM = 5.0
 
 WHOLE = 2.0
@@ -93,6 +95,8 @@ class Scorer(nn.Module):
         self.register_buffer("layouts", torch.zeros(len(POSES), 0, 1) if layouts is None else layouts)
         for prefix, found in (("", references), ("latent_", latent)):
             if found is not None:
+                if found.positions is not None:
+                    self.register_buffer("positions", found.positions)
                 self.register_buffer(f"{prefix}spread", found.spread)
                 for level, values in enumerate(found.levels):
                     self.register_buffer(f"{prefix}reference{level}", values.contiguous())
@@ -122,10 +126,12 @@ class Scorer(nn.Module):
             wanted = torch.float32 if name.startswith(EXACT) else torch.float16
             if tensor.dtype != wanted:
                 raise ValueError(f"{name} is {tensor.dtype}; wanted {wanted}")
-        references = _references(tensors, "", shapes) if recipe.compares else None
-        latent = _references(tensors, "latent_", shapes) if recipe.context and "latent" in recipe.branches else None
-        subspace = _subspace(tensors, shapes) if "distance" in recipe.branches else None
-        kinds, layouts = _any(tensors, "kinds", 2), _any(tensors, "layouts", 3)
+        references = stored_references(tensors, "", shapes) if recipe.compares else None
+        latent = (
+            stored_references(tensors, "latent_", shapes) if recipe.context and "latent" in recipe.branches else None
+        )
+        subspace = stored_subspace(tensors, shapes) if "distance" in recipe.branches else None
+        kinds, layouts = loose(tensors, "kinds", 2), loose(tensors, "layouts", 3)
         with Drawing(0):  # values that are read over
             model = JointModel(recipe, shapes)
         scorer = cls(model, torch.zeros(2, shapes.embed_dim), references, latent, subspace, kinds, layouts)
@@ -140,25 +146,37 @@ class Scorer(nn.Module):
         named = dict(self.named_buffers(recurse=False))
         if f"{prefix}spread" not in named:
             return None
-        levels = range(len(self.model.shapes.levels))
-        return References([named[f"{prefix}reference{i}"] for i in levels], named[f"{prefix}spread"])
+        levels = [named[f"{prefix}reference{i}"] for i in range(len(self.model.shapes.levels))]
+        return References(levels, named[f"{prefix}spread"], named.get("positions"))
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """Positions of the first and the last slice that a slice of a volume can be compared with; None for images."""
+        known = dict(self.named_buffers(recurse=False)).get("positions")
+        return None if known is None else (float(known.min()), float(known.max()))
 
     @torch.no_grad()
     def branches(
-        self, z: torch.Tensor | None, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None
+        self,
+        z: torch.Tensor | None,
+        features: list[torch.Tensor],
+        mirrored: list[torch.Tensor] | None = None,
+        positions: torch.Tensor | None = None,
     ) -> Found:
         """Map, on the latent grid, and image scores of every branch.
 
         ``z`` may be None if no branch reads it; the features of the mirror images are needed if the recipe says so.
+        ``positions`` (B,) are those of slices in their volumes, NaN where they are not known: a slice is compared with
+        references near its own position, if these have any.
         """
-        found = self._of_features(features)
+        references = self.references()
+        found = _each(self._of_features, features, references, positions)
         if mirrored is not None:
-            for branch, (maps, scores) in self._of_features(mirrored).items():
+            for branch, (maps, scores) in _each(self._of_features, mirrored, references, positions).items():
                 maps_before, scores_before = found[branch]
                 found[branch] = (maps_before + maps.flip(-1)) / 2, (scores_before + scores) / 2
         if z is not None and "latent" in self.recipe.branches:
-            judged = self.model.judge("latent", self.model.projection(z), self.text, self.references("latent_"))
-            found["latent"] = self._learned("latent", judged)
+            found |= _each(self._of_latents, self.model.projection(z), self.references("latent_"), positions)
         if z is not None and "deviation" in self.recipe.branches:
             maps = self._deviation(z).clamp(min=LEAST).log()
             found["deviation"] = maps, highest(maps, self.recipe.top_fraction)
@@ -171,9 +189,12 @@ class Scorer(nn.Module):
             for branch in self.recipe.branches
         }
 
-    def _of_features(self, features: list[torch.Tensor]) -> Found:
+    def _of_latents(self, projected: list[torch.Tensor], references: References | None) -> Found:
+        return {"latent": self._learned("latent", self.model.judge("latent", projected, self.text, references))}
+
+    def _of_features(self, features: list[torch.Tensor], references: References | None) -> Found:
         """The branches that read vision features; what they compare with is looked up once."""
-        references, matches = self.references(), None
+        matches = None
         if references is not None:
             matches = [match(f, r) for f, r in zip(features, references.levels, strict=True)]
         found: Found = {}
@@ -272,48 +293,32 @@ class Scorer(nn.Module):
         return scores, maps + (scores - highest(maps, self.recipe.top_fraction))[:, None, None]
 
     def forward(
-        self, z: torch.Tensor | None, features: list[torch.Tensor], mirrored: list[torch.Tensor] | None = None
+        self,
+        z: torch.Tensor | None,
+        features: list[torch.Tensor],
+        mirrored: list[torch.Tensor] | None = None,
+        positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) scores and (B, h, w) heatmaps; higher is more abnormal. See `branches`."""
-        return self.fuse(self.branches(z, features, mirrored))
+        return self.fuse(self.branches(z, features, mirrored, positions))
 
 
-def _expect(tensors: dict[str, torch.Tensor], name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
-    """A tensor of a shape, of which None may be anything but 0."""
-    found = tuple(tensors[name].shape) if name in tensors else "missing"
-    fits = len(found) == len(shape) and all(g == w or (w is None and g) for g, w in zip(found, shape, strict=True))
-    if not fits:
-        raise ValueError(f"{name} is {found}; wanted {tuple('any' if n is None else n for n in shape)}, not empty")
-    return tensors[name].float()
+def _each(
+    compute: Callable[[list[torch.Tensor], References | None], Found],
+    features: list[torch.Tensor],
+    references: References | None,
+    positions: torch.Tensor | None,
+) -> Found:
+    """What is found in a batch at once, or image by image where each is compared with references near its position."""
+    if positions is None or references is None or references.positions is None:
+        return compute(features, references)
+    parts = [compute([f[i : i + 1] for f in features], references.near(p)) for i, p in enumerate(positions.tolist())]
+    return {
+        branch: (torch.cat([part[branch][0] for part in parts]), torch.cat([part[branch][1] for part in parts]))
+        for branch in parts[0]
+    }
 
 
-def _any(tensors: dict[str, torch.Tensor], name: str, n_axes: int) -> torch.Tensor:
-    """A tensor of so many axes, which may be empty."""
-    if name not in tensors or tensors[name].dim() != n_axes:
-        raise ValueError(
-            f"{name} is {tuple(tensors[name].shape) if name in tensors else 'missing'}; wanted {n_axes} axes"
-        )
-    return tensors[name].float()
-
-
-def _references(tensors: dict[str, torch.Tensor], prefix: str, shapes: Shapes) -> References:
-    count = None
-    levels = []
-    for i, (width, side) in enumerate(shapes.levels):
-        levels.append(_expect(tensors, f"{prefix}reference{i}", (count, width, side, side)))
-        count = len(levels[0])
-    return References(levels, _expect(tensors, f"{prefix}spread", (len(levels), 2)))
-
-
-def _subspace(tensors: dict[str, torch.Tensor], shapes: Shapes) -> Subspace:
-    widths = [width for width, _ in shapes.levels]
-    return Subspace(
-        [_expect(tensors, f"subspace.mean{i}", (width,)) for i, width in enumerate(widths)],
-        [_expect(tensors, f"subspace.minor{i}", (None, width)) for i, width in enumerate(widths)],
-        _expect(tensors, "subspace.spread", (len(widths),)),
-    )
-
-
-def _inputs(views: Encoded, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor] | None]:
+def _inputs(views: Encoded, device: torch.device) -> tuple[Any, ...]:
     there = views.to(device)
-    return there.z, there.features, there.mirrored
+    return there.z, there.features, there.mirrored, there.positions

@@ -23,6 +23,10 @@ from oneshot_medad.synthesis.masks import blob_masks, local_contrast
 ENCODE_BATCH = 8
 MOST_REFERENCES = 16
 """Images that others are compared with; of more, the most different ones."""
+MOST_SLICES = 32
+"""The same for slices of volumes, each of which is compared with those near its position alone."""
+COVER = 3.0
+"""How much more than what they show counts where slices lie, when those to compare with are chosen."""
 TURNED = 4
 """Images of which turned copies are encoded."""
 _Indexed = TypeVar("_Indexed", torch.Tensor, "Encoded")
@@ -48,6 +52,8 @@ class Encoded:
         (V, D) what kind of image each is, from `Backbone.kind`.
     mirrored
         Like ``features``, of the mirror images; None where nobody asked for them.
+    positions
+        (V,) where along its volume the slice behind each view lies; None where not all are slices of volumes.
     """
 
     z: torch.Tensor
@@ -57,6 +63,7 @@ class Encoded:
     matches: list[Match] | None = None
     kinds: torch.Tensor | None = None
     mirrored: list[torch.Tensor] | None = None
+    positions: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -74,7 +81,9 @@ class Encoded:
         features = [change(f) for f in self.features]
         kinds = change(self.kinds) if self.kinds is not None else None
         mirrored = [change(f) for f in self.mirrored] if self.mirrored is not None else None
-        return Encoded(change(self.z), features, change(self.content), change(self.mask), None, kinds, mirrored)
+        positions = change(self.positions) if self.positions is not None else None
+        z, content, mask = map(change, (self.z, self.content, self.mask))
+        return Encoded(z, features, content, mask, None, kinds, mirrored, positions)
 
 
 def join(parts: list[Encoded]) -> Encoded:
@@ -156,9 +165,21 @@ class Views:
     n_images: int
 
 
-def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> Views:
-    """Augment (K, 3, S, S) normal images, draw lesions, and encode everything once."""
+def make_views(
+    backbone: Backbone,
+    images: torch.Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    positions: torch.Tensor | None = None,
+) -> Views:
+    """Augment (K, 3, S, S) normal images, draw lesions, and encode everything once.
+
+    ``positions`` (K,) are those of slices of volumes, None if not all are such.
+    """
     k = len(images)
+    if positions is not None:  # views are made of the first images first: let these lie all over the volume
+        order = _scattered(positions)
+        images, positions = images[order], positions[order]
 
     def views(count: int) -> torch.Tensor:
         """``count`` views without the images themselves."""
@@ -167,17 +188,20 @@ def make_views(backbone: Backbone, images: torch.Tensor, recipe: Recipe, generat
     def encoded(pixels: torch.Tensor, masks: torch.Tensor | None = None, mirror: bool = False) -> Encoded:
         """Latents of others than the normal views are left out where no branch reads them."""
         size = (normal.z.shape[-2], normal.z.shape[-1])
-        return encode(backbone, pixels, masks, None if recipe.reads_latents else size, mirror)
+        seen = encode(backbone, pixels, masks, None if recipe.reads_latents else size, mirror)
+        return seen if positions is None else replace(seen, positions=positions[torch.arange(len(seen)) % k])
 
     trained, held = views(recipe.n_views), views(recipe.n_held)
     drawn = add_lesions(views(recipe.n_lesions), generator, recipe.max_area) if recipe.n_lesions else None
     held_drawn = add_lesions(held, generator, recipe.max_area)
     normal = encode(backbone, trained)
     reference = encoded(images if k > 1 else normal_views(images, recipe.n_reference, generator))
-    if k > MOST_REFERENCES:
-        kept = _most_different(pooled(reference.features), MOST_REFERENCES)
-        reference = replace(reference[kept], kinds=reference.kinds)
-    compared = References.of(reference.features) if recipe.compares else None
+    if k > (most := MOST_REFERENCES if positions is None else MOST_SLICES):
+        points = pooled(reference.features)
+        if positions is not None:
+            points = torch.cat([_unit(points), COVER * _unit(positions[:, None])], dim=1)
+        reference = replace(reference[_most_different(points, most)], kinds=reference.kinds)
+    compared = References.of(reference.features, reference.positions) if recipe.compares else None
 
     def looked_up(seen: Encoded) -> Encoded:
         if compared is None or not (recipe.context and "clip" in recipe.branches):
@@ -213,6 +237,18 @@ def _turned(images: torch.Tensor) -> torch.Tensor:
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         copies.append(F.grid_sample(images, grid, mode="bilinear", align_corners=False))
     return torch.cat(copies)
+
+
+def _scattered(positions: torch.Tensor) -> torch.Tensor:
+    """An order of (K,) positions whose every beginning lies all over their range: steps of the golden section."""
+    ranks = positions.argsort(stable=True).argsort(stable=True).double()
+    return (ranks * 0.6180339887498949 % 1).argsort(stable=True)
+
+
+def _unit(points: torch.Tensor) -> torch.Tensor:
+    """(N, D) points moved and scaled so that their mean square is 1."""
+    centred = points - points.mean(dim=0)
+    return centred / centred.square().sum(dim=1).mean().sqrt().clamp(min=1e-6)
 
 
 def _most_different(points: torch.Tensor, count: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from oneshot_medad.nn.matching import Match, References
 from oneshot_medad.nn.projection import ProjectionHead
 from oneshot_medad.nn.prompts import ABNORMAL_PHRASES, NORMAL_PHRASES, Prompts, TextTower
 from oneshot_medad.nn.unet import DeviationUNet
-from oneshot_medad.synthesis.deviation import N_TIMES, masked_forward, strengths
+from oneshot_medad.synthesis.deviation import masked_forward
 from oneshot_medad.training.cache import Batch, Encoded
 
 
@@ -119,11 +119,6 @@ class JointModel(nn.Module):
         """
         judged: Judged = self.adapters[branch](features, text, self.log_scale.exp(), references, matches)
         return judged
-
-    def corrected(self, z: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) latents without what the deviation network sees in them: z − √(1−ᾱ_t)·η̂(z, t), t = T / 2."""
-        t = torch.full((len(z),), N_TIMES // 2, device=z.device)
-        return z - float(strengths()[N_TIMES // 2]) * self.unet(z, t).to(z.dtype)
 
     def synthesise(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """z_anom = z_n + C · pred_eta, and loss_deco = MSE(pred_eta, true_eta)."""

@@ -212,7 +212,7 @@ def export(self: AnomalyDetector, form: str, path: str | Path) -> Path:
     Parameters
     ----------
     form
-        ``"onnx"`` (opset 18, run by onnxruntime) or ``"openvino"`` (run by OpenVINO).
+        ``"onnx"``: ONNX of opset 18, for onnxruntime.
     path
         The file; one that is there is replaced.
 
@@ -225,9 +225,9 @@ def export(self: AnomalyDetector, form: str, path: str | Path) -> Path:
     NotFittedError
         `fit` has not been called.
     ConfigError
-        No such format.
+        Another format, or a detector fitted on slices of volumes.
     ExtraError
-        The packages of the extra ``[onnx]`` or ``[openvino]`` are missing.
+        The packages of the extra ``[onnx]`` are missing.
     PersistenceError
         Eight probe images get other scores or heatmaps than from torch in single precision, by more than 1e-4 on the
         shown scale; nothing is written then.

@@ -21,7 +21,7 @@ from oneshot_medad.studies.limits import Limits
 
 
 class ExportedDetector:
-    """A detector that `AnomalyDetector.export` wrote, on the runtime of its file; made by `load_exported`.
+    """A detector that `AnomalyDetector.export` wrote, run by onnxruntime; made by `load_exported`.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class ExportedDetector:
             spacings[i], positions[i] = read.spacing, read.position
             scores[i], heatmap, similarities[i], pose = self._engine(field_of(read.values, side, read.aspect))
             poses[i] = self.description["poses"][pose]
-            heatmaps[i] = map_of(heatmap, read.values.shape[:2], read.aspect)
+            heatmaps[i] = map_of(heatmap, read.size, read.aspect)
         known = np.array(calibration["normal_scores"], dtype=float)
         return Predictions(
             scores,
@@ -111,12 +111,12 @@ def load_exported(path: str | Path) -> ExportedDetector:
     Parameters
     ----------
     path
-        The file. Its content says which runtime it is for: ONNX files run on onnxruntime.
+        The file.
 
     Raises
     ------
     ExtraError
-        The runtime is not installed.
+        onnxruntime is not installed.
     PersistenceError
         No such file, or one that is damaged or was not written by `export`.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-import zipfile
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +19,14 @@ from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.calibration import shown
 from oneshot_medad.datasets import load_sample
 from oneshot_medad.errors import ConfigError, ExtraError, PersistenceError
-from oneshot_medad.export.engines import DESCRIPTION, GRAPH, WEIGHTS, open_engine
+from oneshot_medad.export.engines import DESCRIPTION, FORMAT, open_engine
 from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.images.resample import field_of
 from oneshot_medad.nn.pose import POSES
 from oneshot_medad.persistence.describe import origin
 from oneshot_medad.scoring import Scorer
 
+FORMS = ("onnx",)
 OPSET = 18
 PROBES = 8
 TOLERANCE = 1e-4
@@ -62,7 +61,7 @@ def write(
     Raises
     ------
     ConfigError
-        A format that is none of ``"onnx"`` and ``"openvino"``.
+        A format other than ``"onnx"``, or a detector fitted on slices of volumes.
     ExtraError
         The packages that write or run it are missing.
     PersistenceError
@@ -70,6 +69,11 @@ def write(
     """
     if form not in FORMS:
         raise ConfigError(f"Got {form!r}; wanted one of {', '.join(map(repr, FORMS))}.")
+    if fitted.scorer.span is not None:  # which references a slice is compared with depends on where it lies
+        raise ConfigError(
+            "Got a detector fitted on slices of volumes, each compared with references near its own position; only one "
+            "fitted on single images can be exported. Keep this one with `save_pretrained`."
+        )
     spec = replace(fitted.networks.load(fetch).spec, half=False)
     whole = Whole(load_backbone(spec, torch.device("cpu")), deepcopy(fitted.scorer).cpu()).eval()
     sample = load_sample(n_normal=PROBES // 2, n_abnormal=PROBES // 2)
@@ -77,7 +81,7 @@ def write(
     with torch.no_grad():
         wanted = [[part[0].numpy() for part in whole(torch.from_numpy(field)[None])] for field in fields]
     description = {
-        "format": 1,
+        "format": FORMAT,
         "opset": OPSET,
         "image_px": whole.side,
         "intensity_range": intensity_range,
@@ -90,9 +94,9 @@ def write(
             made = Path(scratch) / "made"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the exporter, about itself
-                FORMS[form](whole, made, description)
+                _onnx(whole, made, description)
             engine, _ = open_engine(made)
-            _check(engine, fields, wanted, fitted.threshold, form)
+            _check(engine, fields, wanted, fitted.threshold)
             made.replace(path)
     except OSError as error:
         if isinstance(error, ImportError):
@@ -101,7 +105,7 @@ def write(
     return path
 
 
-def _check(engine: Any, fields: list[np.ndarray], wanted: list[list[np.ndarray]], threshold: float, form: str) -> None:
+def _check(engine: Any, fields: list[np.ndarray], wanted: list[list[np.ndarray]], threshold: float) -> None:
     most = 0.0
     for field, (score, heatmap, *_) in zip(fields, wanted, strict=True):
         found = engine(field)
@@ -109,9 +113,9 @@ def _check(engine: Any, fields: list[np.ndarray], wanted: list[list[np.ndarray]]
             most = max(most, float(np.abs(shown(ours, threshold) - shown(np.asarray(theirs), threshold)).max()))
     if not most <= TOLERANCE:
         raise PersistenceError(
-            f"The {form} runtime's answers to {len(fields)} probe images differ from torch's by {most:.1e} on the "
-            f"shown scale; wanted at most {TOLERANCE:.0e}. Nothing was written. Try the other format, or another "
-            "version of the runtime."
+            f"The runtime's answers to {len(fields)} probe images differ from torch's by {most:.1e} on the "
+            f"shown scale; wanted at most {TOLERANCE:.0e}. Nothing was written. Try another version of "
+            "onnxruntime."
         )
 
 
@@ -140,20 +144,3 @@ def _onnx(whole: Whole, path: Path, description: dict[str, Any]) -> None:
     entry = model.metadata_props.add()
     entry.key, entry.value = DESCRIPTION, json.dumps(description)
     onnx.save(model, str(path))
-
-
-def _openvino(whole: Whole, path: Path, description: dict[str, Any]) -> None:
-    try:
-        import openvino
-    except ImportError as error:
-        raise ExtraError(f"Writing this needs openvino ({error}): pip install 'oneshot-medad[openvino]'") from error
-    _onnx(whole, path.with_suffix(".onnx"), description)
-    parts = path.with_name(GRAPH)
-    openvino.save_model(openvino.convert_model(path.with_suffix(".onnx")), parts, compress_to_fp16=False)
-    with zipfile.ZipFile(path, "w") as archive:
-        for part in (parts, parts.with_name(WEIGHTS)):
-            archive.write(part, part.name)
-        archive.writestr(f"{DESCRIPTION}.json", json.dumps(description))
-
-
-FORMS: dict[str, Callable[[Whole, Path, dict[str, Any]], None]] = {"onnx": _onnx, "openvino": _openvino}

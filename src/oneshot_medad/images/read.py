@@ -66,6 +66,11 @@ class Values(NamedTuple):
     aspect: float
     position: float | None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image's own grid."""
+        return self.values.shape[0], self.values.shape[1]
+
 
 def read_image(source: Any, name: str = "image", intensity_range: tuple[float, float] | None = None) -> MedicalImage:
     """Read one entry of `expand`.
@@ -109,10 +114,10 @@ def read_image(source: Any, name: str = "image", intensity_range: tuple[float, f
     settle()
     if isinstance(source, MedicalImage):
         return source
-    values, *rest = read_values(source, name, intensity_range)
-    pixels = torch.from_numpy(values)
+    read = read_values(source, name, intensity_range)
+    pixels = torch.from_numpy(read.values)
     colours = pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-    return MedicalImage(colours, *rest)
+    return MedicalImage(colours, read.name, read.spacing, read.aspect, read.position)
 
 
 def read_values(source: Any, name: str = "image", intensity_range: tuple[float, float] | None = None) -> Values:

@@ -25,7 +25,7 @@ def field_of(values: np.ndarray, side: int, aspect: float = 1.0) -> np.ndarray:
     >>> field_of(np.ones((10, 20), np.float32), 4)[0].tolist()
     [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
-    h, w = fitted_size(values.shape[:2], side, aspect)
+    h, w = fitted_size((values.shape[0], values.shape[1]), side, aspect)
     rows, columns = _averaging(values.shape[0], h), _averaging(values.shape[1], w)
     field = np.zeros((3, side, side), np.float32)
     top, left = (side - h) // 2, (side - w) // 2

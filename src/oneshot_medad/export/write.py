@@ -30,7 +30,7 @@ FORMS = ("onnx",)
 OPSET = 18
 PROBES = 8
 TOLERANCE = 1e-4
-"""Largest difference of a probe's score or of any cell of its heatmap, on the shown scale from 0 to 1."""
+"""Largest difference of a probe's score or any cell of its heatmap, both on the shown scale, and of its similarity."""
 
 
 class Whole(nn.Module):
@@ -99,18 +99,17 @@ def write(
             _check(engine, fields, wanted, fitted.threshold)
             made.replace(path)
     except OSError as error:
-        if isinstance(error, ImportError):
-            raise
         raise PersistenceError(f"Cannot write {str(path)!r}: {error}.") from error
     return path
 
 
 def _check(engine: Any, fields: list[np.ndarray], wanted: list[list[np.ndarray]], threshold: float) -> None:
     most = 0.0
-    for field, (score, heatmap, *_) in zip(fields, wanted, strict=True):
+    for field, (score, heatmap, similarity, pose) in zip(fields, wanted, strict=True):
         found = engine(field)
         for ours, theirs in ((score, found[0]), (heatmap, found[1])):
             most = max(most, float(np.abs(shown(ours, threshold) - shown(np.asarray(theirs), threshold)).max()))
+        most = max(most, abs(float(similarity) - found[2]), float(int(pose) != found[3]))
     if not most <= TOLERANCE:
         raise PersistenceError(
             f"The runtime's answers to {len(fields)} probe images differ from torch's by {most:.1e} on the "

@@ -18,6 +18,7 @@ def test_field_and_heatmap_are_those_of_torch(size, aspect):
     ):
         np.testing.assert_allclose(field_of(values, 64, aspect), to_field(pixels, 64, aspect), atol=2e-6)
     heatmap = rng.normal(size=(64, 64)).astype(np.float32)
+    # torch rounds places near 64 to 8e-6 of a cell, and neighbouring cells differ by up to 6
     np.testing.assert_allclose(
-        map_of(heatmap, size, aspect), from_field(torch.from_numpy(heatmap), 64, size, aspect), atol=1e-5
+        map_of(heatmap, size, aspect), from_field(torch.from_numpy(heatmap), 64, size, aspect), atol=5e-5
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,7 +59,7 @@ def tested(count: int, folder: Path) -> dict[Path, Head]:
 def slices_of(path: str, positions: bool) -> list:
     """The slices of a volume, if wanted as if nobody knew where they lie."""
     sources = expand(path)
-    return sources if positions else [replace(read_image(source), position=None) for source in sources]
+    return sources if positions else [read_image(source).pixels for source in sources]
 
 
 def judged(predictions: Predictions) -> np.ndarray:

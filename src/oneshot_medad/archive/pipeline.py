@@ -17,7 +17,7 @@ from oneshot_medad import errors
 from oneshot_medad.archive.manifests import ID, URI, need_pyarrow
 from oneshot_medad.archive.stages import Judge, decode
 from oneshot_medad.archive.store import CHECKPOINT, SCORES, Store, check_manifest, resolved
-from oneshot_medad.errors import ConfigError, ExtraError, NotFittedError, OneShotError
+from oneshot_medad.errors import ConfigError, ExtraError, OneShotError
 
 TASK = 64
 """Images of one task: few enough that a broken one costs little, so many that Ray's own work does not show."""
@@ -90,8 +90,7 @@ def score(
     >>> score(AnomalyDetector.from_pretrained("brain-detector"), "manifest.parquet", "results")  # doctest: +SKIP
     """
     need_pyarrow()
-    if not hasattr(detector, "_scorer"):
-        raise NotFittedError("This AnomalyDetector is not fitted. Call fit(normal_images) first.")
+    detector._ready()  # or it says that it is not fitted
     for name, value in (("workers", workers), ("rows_per_file", rows_per_file)):
         if value is not None and value < 1:
             raise ConfigError(f"Got {name}={value}; wanted 1 or more, or None.")

@@ -50,13 +50,14 @@ def test_the_reject_band_lies_between_two_rates_and_is_saved(fitted, sample, tmp
         detector.calibrate(sample.images, sample.labels, uncertain_fpr=0.2)
     detector.calibrate(sample.images[:4], target_fpr=0.2, uncertain_fpr=0.6)
     scores = np.sort(detector.predict(sample.images[:4]).scores)
-    found = AnomalyDetector.from_pretrained(detector.save_pretrained(tmp_path / "band")).predict(sample.images)
+    # the same four images in one batch: another size of a batch may move the last digit
+    found = AnomalyDetector.from_pretrained(detector.save_pretrained(tmp_path / "band")).predict(sample.images[:4])
     assert (found.threshold, found.uncertain_from) == (scores[3], scores[1])  # ⌈5 · 0.8⌉ = 4th and ⌈5 · 0.4⌉ = 2nd
     lowest = detector.predict(sample.images[:4]).similarities.min()
     assert found.least_similarity == fitted.predict(sample.support).least_similarity < lowest  # not stricter
     everything = detector.calibrate(sample.images, sample.labels).predict(sample.images)
     assert everything.least_similarity == everything.similarities.min()  # of 8, of both kinds, at a rate of 5 %
-    assert found.verdicts[:4].count("uncertain") == 2
+    assert found.verdicts.count("uncertain") == 2
     assert detector.set_threshold(0.5).predict(sample.images[:1]).uncertain_from is None
 
 

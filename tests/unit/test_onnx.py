@@ -34,7 +34,8 @@ print(json.dumps([found.scores.tolist(), found.verdicts, [h.shape for h in found
 
 @pytest.fixture(scope="module")
 def detector(fitted, sample):
-    normal = [image for image, label in zip(sample.images, sample.labels, strict=True) if not label]
+    # others than are predicted: a score that set the threshold lies at it, and engines differ in the last digit
+    normal = [np.maximum(image, 4) for image, label in zip(sample.images, sample.labels, strict=True) if not label]
     return copy(fitted).calibrate(normal, target_fpr=0.3)
 
 

@@ -11,17 +11,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from oneshot_medad.errors import BlankImageError, ImageError
 from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.images.expand import Sources, name_of
-from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import from_field, to_field
-from oneshot_medad.images.read import BLANK, MedicalImage, read_image
+from oneshot_medad.images.read import MedicalImage, read_image
 from oneshot_medad.images.sanity import Watcher
 from oneshot_medad.persistence.describe import origin
 from oneshot_medad.provenance import stamp
+from oneshot_medad.results.gathering import Gathering
 from oneshot_medad.results.predictions import Predictions
-from oneshot_medad.studies.limits import Limits
 from oneshot_medad.training.cache import ENCODE_BATCH
 
 
@@ -49,55 +47,29 @@ def predict_sources(
     fetch
         Whether the Hub may be asked for frozen networks.
     """
-    calibration = fitted.calibration
-    scores, similarities = np.full((2, len(sources)), np.nan)
-    heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
-    names, reasons = [""] * len(sources), [""] * len(sources)
-    spacings: list[tuple[float, float] | None] = [None] * len(sources)
-    positions: list[float | None] = [None] * len(sources)
-    poses = [""] * len(sources)
+
+    def read(source: Any, i: int) -> MedicalImage:
+        return read_one(source, i, intensity_range)
+
+    found = Gathering(sources, on_error)
     # without a bar no tqdm either, which starts a thread
     with tqdm(total=len(sources), desc="predict") if progress else nullcontext() as bar:
         for start in range(0, len(sources), ENCODE_BATCH):
             chunk: dict[int, MedicalImage] = {}
             for i in range(start, min(start + ENCODE_BATCH, len(sources))):
-                try:
-                    chunk[i] = read_one(sources[i], i, intensity_range)
-                except ImageError as error:
-                    blank = isinstance(error, BlankImageError) and isinstance(sources[i], Slice)
-                    if on_error == "raise" and not blank:
-                        raise
-                    names[i], reasons[i] = name_of(sources[i], i), BLANK if blank else str(error)
-                else:
-                    names[i], spacings[i], positions[i] = chunk[i].name, chunk[i].spacing, chunk[i].position
+                if (image := found.read(i, read)) is not None:
+                    chunk[i] = image
                     for watcher in watchers:
-                        watcher(i, sources[i], chunk[i])
+                        watcher(i, sources[i], image)
             images = list(chunk.values())
             if len(sources) > ENCODE_BATCH:  # batches of one size: the same bits whatever else is in the call
                 images += images[-1:] * (ENCODE_BATCH - len(images))
-            for i, found in zip(chunk, score(fitted, images, fetch), strict=False):
-                scores[i], heatmaps[i], similarities[i], poses[i] = found
+            for i, values in zip(chunk, score(fitted, images, fetch), strict=False):
+                found.put(i, *values)
             if bar is not None:
                 bar.update(min(ENCODE_BATCH, len(sources) - start))
-    return Predictions(
-        scores,
-        heatmaps,
-        fitted.threshold,
-        names,
-        reasons,
-        fitted.calibration_scores,
-        spacings,
-        sources,
-        intensity_range,
-        {**origin(fitted, fetch), **stamp()},
-        calibration["uncertain_from"],
-        similarities,
-        calibration["least_similarity"],
-        dict(sources.left_out),
-        positions,
-        Limits.of(calibration),
-        poses,
-        fitted.scorer.span,
+    return found.predictions(
+        fitted.calibration, {**origin(fitted, fetch), **stamp()}, intensity_range, fitted.scorer.span
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +77,12 @@ BY_HAND: dict[str, Any] = {
     "target_sensitivity": None,
 }
 """What a threshold that nothing was asked of has in ``calibration.json``."""
+
+
+def normal_scores(calibration: Mapping[str, Any]) -> np.ndarray | None:
+    """(n,) sorted scores of the normal images calibrated on; None before."""
+    scores = calibration["normal_scores"]
+    return np.array(scores, dtype=float) if scores else None
 
 
 def uncalibrated(threshold: float, rule: str, n_support: int, least_similarity: float | None = None) -> dict[str, Any]:

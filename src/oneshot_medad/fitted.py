@@ -15,6 +15,7 @@ from oneshot_medad._hub import plain_file, sha256
 from oneshot_medad.backbones import Backbone, load_backbone
 from oneshot_medad.backbones.resolve import resolve
 from oneshot_medad.backbones.specs import BACKBONES, BackboneSpec
+from oneshot_medad.calibration import normal_scores
 from oneshot_medad.errors import PersistenceError
 from oneshot_medad.operating import with_points
 from oneshot_medad.scoring import Scorer
@@ -93,8 +94,7 @@ class FittedDetector:
     @property
     def calibration_scores(self) -> np.ndarray | None:
         """(n,) sorted scores of the normal images calibrated on; None before."""
-        scores = self.calibration["normal_scores"]
-        return np.array(scores, dtype=float) if scores else None
+        return normal_scores(self.calibration)
 
     def stated(self) -> dict[str, Any]:
         """The calibration and what it promises, as `AnomalyDetector.calibration_` gives it."""

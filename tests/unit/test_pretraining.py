@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from oneshot_medad import AnomalyDetector
-from oneshot_medad.backbones.kinds import similarity, usual
+from oneshot_medad.backbones.kinds import similarity
 from oneshot_medad.backbones.specs import WEIGHTS
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.pretraining.episodes import N_IMAGES, N_JUDGED, Episodes
@@ -149,8 +149,7 @@ def test_kinds_lie_apart_in_collections_never_learned_from():
     pool = {str(i): collection() for i in range(20)}
     limit = least_similarity(pool)
     kinds = learn_kinds(pool)
-    new = [kinds.describe(collection()) for _ in range(6)]
-    whole = [torch.cat([d, usual(d, kinds.cohort)], dim=1) for d in new]
+    whole = [kinds.of_pooled(collection()) for _ in range(6)]
     own = torch.cat([(similarity(k, k) < limit)[~torch.eye(len(k), dtype=torch.bool)] for k in whole])
     other = torch.cat([(similarity(a, b) < limit).flatten() for a in whole for b in whole if a is not b])
     assert own.float().mean() < 0.3

@@ -62,10 +62,10 @@ class Backbone:
 
     def pool_kinds(self, group: str) -> torch.Tensor | None:
         """(N, D) descriptions of ``patients`` or ``goods`` that initial values were trained on, if any."""
-        cohort, count = self._statistics.get("kinds.cohort"), self._statistics.get("kinds.patients")
-        if cohort is None or count is None:
+        count = self._statistics.get("kinds.patients")
+        if self.kinds is None or count is None:
             return None
-        return cohort[: int(count)].float() if group == "patients" else cohort[int(count) :].float()
+        return self.kinds.cohort[: int(count)] if group == "patients" else self.kinds.cohort[int(count) :]
 
     @property
     def embed_dim(self) -> int:

@@ -38,16 +38,16 @@ class Kinds:
         """(B, D) unit vectors of (B, F) pooled features."""
         return F.normalize((images - self.mean.to(images)) @ self.projection.to(images), dim=1)
 
+    def of_pooled(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, D + 1) kind of (B, F) pooled features: the description, and its mean similarity to the closest cohort."""
+        described = self.describe(images)
+        alike = described @ self.cohort.to(described).T
+        usual = alike.topk(min(CLOSEST, len(self.cohort)), dim=1).values.mean(dim=1, keepdim=True)
+        return torch.cat([described, usual], dim=1)
+
     def __call__(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(B, D + 1) kind of (B, C_l, h_l, w_l) features: the description, and its mean similarity to the cohort."""
-        described = self.describe(pooled(features))
-        return torch.cat([described, usual(described, self.cohort)], dim=1)
-
-
-def usual(described: torch.Tensor, cohort: torch.Tensor) -> torch.Tensor:
-    """(B, 1) mean similarity of (B, D) descriptions to the closest of a cohort."""
-    alike = described @ cohort.to(described).T
-    return alike.topk(min(CLOSEST, len(cohort)), dim=1).values.mean(dim=1, keepdim=True)
+        """(B, D + 1) kind of (B, C_l, h_l, w_l) features."""
+        return self.of_pooled(pooled(features))
 
 
 def plain_kind(features: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
-import numpy as np
-
-from oneshot_medad.errors import BlankImageError, ConfigError, ImageError
+from oneshot_medad.errors import ConfigError
 from oneshot_medad.export.engines import Engine, open_engine
 from oneshot_medad.images.expand import expand
-from oneshot_medad.images.files import Slice
-from oneshot_medad.images.read import BLANK, name_of, read_values
+from oneshot_medad.images.read import Values, name_of, read_values
 from oneshot_medad.images.resample import field_of, map_of
+from oneshot_medad.provenance import stamp
+from oneshot_medad.results.gathering import Gathering
 from oneshot_medad.results.predictions import Predictions
-from oneshot_medad.studies.limits import Limits
 
 
 class ExportedDetector:
@@ -57,52 +52,19 @@ class ExportedDetector:
         """
         if on_error not in ("raise", "record"):
             raise ConfigError(f"Got on_error={on_error!r}; wanted 'raise' or 'record'.")
-        sources = expand(images, recursive=recursive)
-        side, calibration = int(self.description["image_px"]), self.description["calibration"]
-        scores, similarities = np.full((2, len(sources)), np.nan)
-        heatmaps = [np.zeros((0, 0), np.float32)] * len(sources)
-        names, reasons = [""] * len(sources), [""] * len(sources)
-        spacings: list[tuple[float, float] | None] = [None] * len(sources)
-        positions: list[float | None] = [None] * len(sources)
-        poses = [""] * len(sources)
-        for i, source in enumerate(sources):
-            names[i] = name_of(source, i)
-            try:
-                read = read_values(source, names[i], self.intensity_range)
-            except ImageError as error:
-                blank = isinstance(error, BlankImageError) and isinstance(source, Slice)
-                if on_error == "raise" and not blank:
-                    raise
-                reasons[i] = BLANK if blank else str(error)
-                continue
-            spacings[i], positions[i] = read.spacing, read.position
-            scores[i], heatmap, similarities[i], pose = self._engine(field_of(read.values, side, read.aspect))
-            poses[i] = self.description["poses"][pose]
-            heatmaps[i] = map_of(heatmap, read.size, read.aspect)
-        known = np.array(calibration["normal_scores"], dtype=float)
-        return Predictions(
-            scores,
-            heatmaps,
-            self.threshold_,
-            names,
-            reasons,
-            known if len(known) else None,
-            spacings,
-            sources,
-            self.intensity_range,
-            {
-                **self.description["provenance"],
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "versions": {"python": python_version(), "oneshot-medad": version("oneshot-medad")},
-            },
-            calibration["uncertain_from"],
-            similarities,
-            calibration["least_similarity"],
-            dict(sources.left_out),
-            positions,
-            Limits.of(calibration),
-            poses,
-        )
+        sources, side = expand(images, recursive=recursive), int(self.description["image_px"])
+        found = Gathering(sources, on_error)
+        for i in range(len(sources)):
+            read = found.read(i, self._read)
+            if read is not None:
+                score, heatmap, similarity, pose = self._engine(field_of(read.values, side, read.aspect))
+                there = map_of(heatmap, read.size, read.aspect)
+                found.put(i, score, there, similarity, self.description["poses"][pose])
+        made = {**self.description["provenance"], **stamp(("oneshot-medad",))}
+        return found.predictions(self.description["calibration"], made, self.intensity_range)
+
+    def _read(self, source: Any, i: int) -> Values:
+        return read_values(source, name_of(source, i), self.intensity_range)
 
 
 def load_exported(path: str | Path) -> ExportedDetector:

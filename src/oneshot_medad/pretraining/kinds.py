@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from oneshot_medad.backbones.kinds import Kinds, similarity, usual
+from oneshot_medad.backbones.kinds import Kinds, similarity
 
 DIMENSIONS, SHRINKAGE = 256, 0.1
 """Size of a description, and how far the covariance within collections is drawn towards the same in all directions."""
@@ -42,9 +42,8 @@ def least_similarity(collections: Mapping[str, torch.Tensor]) -> float:
         others = {name: v for name, v in collections.items() if name not in left_out}
         kinds = learn_kinds(others or collections)
         for name in left_out:
-            described = kinds.describe(collections[name])
-            whole = torch.cat([described, usual(described, kinds.cohort)], dim=1)
-            pairs = similarity(whole, whole)[~torch.eye(len(whole), dtype=torch.bool)]
+            own = kinds.of_pooled(collections[name])
+            pairs = similarity(own, own)[~torch.eye(len(own), dtype=torch.bool)]
             if len(pairs):
                 found.append(pairs.quantile(torch.linspace(0, 1, 201)))
     return float(torch.cat(found).quantile(FALSE_REFUSALS))

@@ -56,7 +56,8 @@ class Predictions:
     uncertain_from
         Scores from here to the threshold are called uncertain; None calls none so.
     similarities
-        (N,) cosine in [-1, 1] between what kind of image each is and what kind the detector was fitted on.
+        (N,) how alike in kind each image is to those that the detector was fitted on, higher for more alike
+        (`backbones.kinds.similarity`).
     least_similarity
         Below it an image is not judged; None judges all.
     left_out

@@ -196,6 +196,7 @@ def make_views(
     held_drawn = add_lesions(held, generator, recipe.max_area)
     normal = encode(backbone, trained)
     reference = encoded(images if k > 1 else normal_views(images, recipe.n_reference, generator))
+    as_they_are = [f[: min(k, TURNED)] for f in reference.features]
     if k > (most := MOST_REFERENCES if positions is None else MOST_SLICES):
         points = pooled(reference.features)
         if positions is not None:
@@ -213,8 +214,8 @@ def make_views(
         some = images[:TURNED]
         turned = encoded(_turned(some)).features
         quarters = layout(turned).unflatten(0, (7, len(some)))[1::2]
-        as_they_are, inverted = (layout(encoded(x).features) for x in (some, 1 - some))
-        layouts = known_poses(torch.cat([as_they_are[None], quarters, inverted[None]]))
+        inverted = layout(encoded(1 - some).features)
+        layouts = known_poses(torch.cat([layout(as_they_are)[None], quarters, inverted[None]]))
     return Views(
         reference,
         compared,

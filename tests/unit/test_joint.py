@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from oneshot_medad import Recipe
 from oneshot_medad.synthesis.deviation import alphas_bar
-from oneshot_medad.training.cache import draw_batch
+from oneshot_medad.training.cache import OnDemand, draw_batch
 from oneshot_medad.training.joint import JointModel
 from oneshot_medad.training.loop import train
 
@@ -122,3 +122,24 @@ def test_pretrained_and_random_initial_values_differ(backbone, views, small):
     for name in ("unet.first.weight", "projection.first.weight"):
         assert torch.equal(one.state_dict()[name], backbone.initial[name])
         assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
+
+
+def test_lesion_views_are_encoded_when_they_are_first_drawn(views):
+    asked = []
+    whole = replace(views.normal, kinds=None, positions=None)
+
+    def encode(index):
+        asked.append(index.tolist())
+        return whole[index]
+
+    waiting = OnDemand(len(whole), encode)
+    assert len(waiting) == len(whole)
+    assert not asked
+    first = torch.tensor([2, 0, 2])
+    found = [waiting[first], waiting[torch.tensor([1, 2])]]
+    assert asked == [[0, 2], [1]]
+    for seen, index in zip(found, (first, torch.tensor([1, 2])), strict=True):
+        wanted = whole[index]
+        assert torch.equal(seen.z, wanted.z)
+        assert all(torch.equal(f, w) for f, w in zip(seen.features, wanted.features, strict=True))
+        assert all(torch.equal(m.rows, w.rows) for m, w in zip(seen.matches, wanted.matches, strict=True))

@@ -128,8 +128,10 @@ class LatentSpace(nn.Module):
         """(B, 3, H, W) in [0, 1] → (B, C, h, w) standardised latents."""
         if self.grey:
             images = images.mean(dim=1, keepdim=True)
-        posterior = self.autoencoder.encode((images * 2 - 1).to(self._dtype))
-        return (posterior.mode().float() - self.mean) / self.std
+        # on a processor one at a time, whose activations stay in its cache
+        chunks = (images * 2 - 1).to(self._dtype).split(1 if images.device.type == "cpu" else max(1, len(images)))
+        modes = torch.cat([self.autoencoder.encode(chunk).mode() for chunk in chunks])
+        return (modes.float() - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, z: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,11 @@ class Match:
     rows: torch.Tensor
     distance: torch.Tensor
 
+    @classmethod
+    def join(cls, parts: Sequence[Match]) -> Match:
+        """One of all images in order."""
+        return cls(torch.cat([p.rows for p in parts], dim=1), torch.cat([p.distance for p in parts], dim=1))
+
     def __getitem__(self, index: torch.Tensor | slice) -> Match:
         return Match(self.rows[:, index], self.distance[:, index])
 

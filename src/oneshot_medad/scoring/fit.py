@@ -41,7 +41,9 @@ def fit_scorer(
     with Drawing(generator.initial_seed()):
         model = JointModel.build(recipe, backbone, views.normal, init).to(device)
     half = backbone.dtype == torch.bfloat16
+    model.to(memory_format=torch.channels_last)
     history = train(model, views, tower, generator, device, progress, half)
+    model.to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         text = model.text_features(tower)
         scorer = assemble(model, text, views, device).to(device).eval()

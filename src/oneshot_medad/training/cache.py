@@ -86,14 +86,42 @@ class Encoded:
         return Encoded(z, features, content, mask, None, kinds, mirrored, positions)
 
 
+class OnDemand:
+    """Views that are encoded when they are first asked for: a short training draws half of them.
+
+    Parameters
+    ----------
+    count
+        Number of views.
+    encode
+        From numbers of views to what `Encoded` holds of these.
+    """
+
+    def __init__(self, count: int, encode: Callable[[torch.Tensor], Encoded]) -> None:
+        self._count, self._encode = count, encode
+        self._known: dict[int, Encoded] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: torch.Tensor) -> Encoded:
+        wanted = index.tolist()
+        new = sorted(set(wanted) - self._known.keys())
+        if new:
+            found = self._encode(torch.tensor(new))
+            self._known |= {k: found[i : i + 1] for i, k in enumerate(new)}
+        return join([self._known[k] for k in wanted])
+
+
 def join(parts: list[Encoded]) -> Encoded:
-    """One `Encoded` of all views in order, without what was looked up for them."""
+    """One `Encoded` of all views in order, with their matches where all have some."""
     features, mirrored = (
         [torch.cat(level) for level in zip(*seen, strict=True)]
         for seen in ([p.features for p in parts], [p.mirrored or [] for p in parts])
     )
     z, content, mask = (torch.cat(seen) for seen in zip(*((p.z, p.content, p.mask) for p in parts), strict=True))
-    return Encoded(z, features, content, mask, mirrored=mirrored or None)
+    matches = [Match.join(level) for level in zip(*(p.matches or [] for p in parts), strict=True)]
+    return Encoded(z, features, content, mask, matches or None, mirrored=mirrored or None)
 
 
 def encode(
@@ -142,7 +170,7 @@ class Views:
     compared
         Its vision features with their spread; None for recipes that compare with nothing.
     normal, lesion
-        What the loop trains on; ``lesion`` is None for recipes without pixel lesions.
+        What the loop trains on; ``lesion`` is encoded as it is drawn, and None for recipes without pixel lesions.
     held_normal, held_lesion
         Other views, kept from training to set the scale, the fusion and the threshold.
     turned
@@ -157,7 +185,7 @@ class Views:
     reference: Encoded
     compared: References | None
     normal: Encoded
-    lesion: Encoded | None
+    lesion: OnDemand | None
     held_normal: Encoded
     held_lesion: Encoded
     turned: list[torch.Tensor] | None
@@ -186,15 +214,15 @@ def make_views(
         return normal_views(images, k + count, generator)[k:]
 
     def encoded(pixels: torch.Tensor, masks: torch.Tensor | None = None, mirror: bool = False) -> Encoded:
-        """Latents of others than the normal views are left out where no branch reads them."""
-        size = (normal.z.shape[-2], normal.z.shape[-1])
-        seen = encode(backbone, pixels, masks, None if recipe.reads_latents else size, mirror)
+        seen = encode(backbone, pixels, masks, size, mirror)
         return seen if positions is None else replace(seen, positions=positions[torch.arange(len(seen)) % k])
 
     trained, held = views(recipe.n_views), views(recipe.n_held)
     drawn = add_lesions(views(recipe.n_lesions), generator, recipe.max_area) if recipe.n_lesions else None
     held_drawn = add_lesions(held, generator, recipe.max_area)
     normal = encode(backbone, trained)
+    # latents of others than the normal views are left out where no branch reads them
+    size = None if recipe.reads_latents else (normal.z.shape[-2], normal.z.shape[-1])
     reference = encoded(images if k > 1 else normal_views(images, recipe.n_reference, generator))
     as_they_are = [f[: min(k, TURNED)] for f in reference.features]
     if k > (most := MOST_REFERENCES if positions is None else MOST_SLICES):
@@ -209,6 +237,10 @@ def make_views(
             return seen
         return replace(seen, matches=[match(f, r) for f, r in zip(seen.features, compared.levels, strict=True)])
 
+    lesion = None
+    if drawn:
+        pixels, masks = drawn
+        lesion = OnDemand(len(pixels), lambda index: looked_up(encode(backbone, pixels[index], masks[index], size)))
     turned = layouts = None
     if "distance" in recipe.branches:
         some = images[:TURNED]
@@ -220,7 +252,7 @@ def make_views(
         reference,
         compared,
         looked_up(normal),
-        looked_up(encoded(*drawn)) if drawn else None,
+        lesion,
         encoded(held, mirror=recipe.mirror),
         encoded(*held_drawn, mirror=recipe.mirror),
         turned,
@@ -300,7 +332,7 @@ class Batch:
 def draw_batch(views: Views, recipe: Recipe, generator: torch.Generator, device: torch.device) -> Batch:
     """Draw ``batch_size`` normal views with their disturbances, and as many lesion views."""
 
-    def pick(pool: Encoded) -> Encoded:
+    def pick(pool: Encoded | OnDemand) -> Encoded:
         return pool[torch.randint(len(pool), (recipe.batch_size,), generator=generator)]
 
     reference, normal = views.reference.to(device), pick(views.normal)

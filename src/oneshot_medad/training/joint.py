@@ -140,8 +140,16 @@ class JointModel(nn.Module):
         z_anom, the drawn lesion for pixel lesions.
         """
         recipe, normal = self.recipe, batch.normal
-        zero = normal.z.new_zeros(())
-        projected = self.projection(normal.z)
+        deviation = normal.z.new_zeros(())
+        anomalous = []
+        if batch.disturb_mask is not None:
+            z_anom, deviation = self.synthesise(batch)
+            anomalous.append(z_anom)
+        # one pass for both: the smaller the batch, the less a processor makes of a convolution
+        both = self.projection(torch.cat([normal.z, *anomalous]))
+        projected, changed = (
+            [level[part] for level in both] for part in (slice(len(normal)), slice(len(normal), None))
+        )
         real = recipe.residual_transfer
         references = self.references(batch)
         seen: dict[str, list[tuple[Sequence[torch.Tensor], Sequence[Match] | None, torch.Tensor]]]
@@ -153,10 +161,7 @@ class JointModel(nn.Module):
                     seen[branch].append((features, of.matches if features is of.features else None, mask))
 
         show(normal.features if real else projected, projected, normal, normal.mask)
-        deviation = zero
         if batch.disturb_mask is not None:
-            z_anom, deviation = self.synthesise(batch)
-            changed = self.projection(z_anom)
             moved = [f + c - p for f, c, p in zip(normal.features, changed, projected, strict=True)]
             show(moved if real else changed, changed, normal, batch.disturb_mask)
         alignment = _mean([F.mse_loss(p.float(), f) for p, f in zip(projected, normal.features, strict=True)])
@@ -174,7 +179,7 @@ class JointModel(nn.Module):
             target = F.interpolate(mask[:, None], probability.shape[-2:], mode="nearest")[:, 0]
             shown = target.flatten(1).any(dim=1) if recipe.dice_on_lesions_only else slice(None)
             losses.append(focal_loss(probability, target) + dice_loss(probability[shown], target[shown]))
-        detection = _mean(losses) if losses else zero
+        detection = _mean(losses) if losses else torch.zeros_like(deviation)
         loss = (
             recipe.weight_detection * detection
             + recipe.weight_deviation * deviation

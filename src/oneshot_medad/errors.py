@@ -32,13 +32,13 @@ class NoPictureError(ImageFileError):
 
     Attributes
     ----------
-    kind
-        Its modality, such as ``"SEG"``.
+    modality
+        Of the object, such as ``"SEG"``.
     """
 
-    def __init__(self, message: str, kind: str = "") -> None:
+    def __init__(self, message: str, modality: str = "") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.modality = modality
 
 
 class ExtraError(OneShotError, ImportError):

@@ -461,7 +461,7 @@ def test_objects_that_are_no_pictures(tmp_path, dicom, sop, modality):
     (source,) = expand(path)
     with pytest.raises(NoPictureError, match=modality) as caught:
         read_image(source)
-    assert caught.value.kind == modality
+    assert caught.value.modality == modality
     write_dicom(tmp_path / "scan", BYTES)
     found = expand(tmp_path)
     assert [source.name for source in found] == ["scan"]

@@ -16,7 +16,7 @@ from oneshot_medad.errors import ConfigError, ExtraError, ImageFileError
 from oneshot_medad.images.expand import SINGLE, expand, parts
 from oneshot_medad.images.files import Slice
 from oneshot_medad.images.folders import FOLDER, Search, images_in, is_index, said
-from oneshot_medad.images.kinds import NO_SUFFIX, SUFFIXES, label
+from oneshot_medad.images.formats import NO_SUFFIX, SUFFIXES, label
 
 ID, URI = "id", "uri"
 ROWS = 65_536
@@ -36,7 +36,7 @@ class Manifest:
     images
         Its rows.
     left_out
-        How many files were passed over, by kind, as in `Predictions.left_out`.
+        How many files were passed over, by what they are, as in `Predictions.left_out`.
     """
 
     path: Path
@@ -108,7 +108,7 @@ def make_manifest(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return Manifest(path, count, {kind: n for kind, n in sorted(left_out.items()) if n})
+    return Manifest(path, count, {name: n for name, n in sorted(left_out.items()) if n})
 
 
 def need_pyarrow() -> None:

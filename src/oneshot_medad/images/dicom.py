@@ -15,7 +15,7 @@ from oneshot_medad.images.dicom_grey import stored_range, to_grey
 from oneshot_medad.images.dicom_tables import COLOURS, read_palette
 from oneshot_medad.images.dicom_values import number, pair, places, text, whole
 from oneshot_medad.images.files import File, Member, content, packed
-from oneshot_medad.images.kinds import HEAD, is_dicom
+from oneshot_medad.images.formats import HEAD, is_dicom
 from oneshot_medad.images.stack import Pixels, Spacing, Window, check_size, clip
 
 GREY = ("MONOCHROME1", "MONOCHROME2")

@@ -20,8 +20,8 @@ from oneshot_medad.images.arrays import is_tensor, of_array, of_tensor
 from oneshot_medad.images.dicom import Dicom
 from oneshot_medad.images.files import File, Member, Series, Slice
 from oneshot_medad.images.folders import FOLDER, Search, images_in, is_image, is_index, said
+from oneshot_medad.images.formats import READ
 from oneshot_medad.images.grouping import group
-from oneshot_medad.images.kinds import READ
 from oneshot_medad.images.open import open_stack, reading
 
 SINGLE = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp")
@@ -45,7 +45,7 @@ class Sources(list[Any]):
     Attributes
     ----------
     left_out
-        How many files in the folders, archives and patterns were passed over, by kind: suffixes, modalities of DICOM
+        How many files in the folders, archives and patterns were passed over: suffixes, modalities of DICOM
         objects without a picture, folders that were not searched. Hidden files do not count.
     """
 
@@ -71,7 +71,7 @@ def expand(images: Any, *, recursive: bool = False) -> Sources:
     Volumes, multi-frame DICOM files, TIFF files of several pages and animations give one `Slice` for each of theirs; a
     file that cannot be opened stays as it is, so that reading it says why. DICOM files that make up a volume become
     its slices: in folders, archives and patterns in order of their position, in a list where they stand. In folders,
-    archives and patterns, files of other kinds, DICOM objects without a picture (segmentations, dose grids,
+    archives and patterns, files of other formats, DICOM objects without a picture (segmentations, dose grids,
     presentation states, reports), copies of images of a volume, and localizers of other images are left out and
     counted in ``left_out``.
 
@@ -309,7 +309,7 @@ def parts(file: File, search: Search, left_out: Counter[str] | None = None) -> I
         if left_out is None:
             yield file
         else:
-            left_out[error.kind] += 1
+            left_out[error.modality] += 1
     except ImageError:
         yield file
     else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 from oneshot_medad.images.files import File, Member, names_in
-from oneshot_medad.images.kinds import NO_SUFFIX, SUFFIXES, kind, label
+from oneshot_medad.images.formats import NO_SUFFIX, SUFFIXES, format_of, label
 
 FOLDER = "folder"
 """What a folder that was not searched counts as."""
@@ -27,7 +27,7 @@ class Search:
     recursive
         Whether folders below are searched too, to any depth.
     left_out
-        How many files of each kind were passed over: suffixes, modalities of DICOM objects without a picture,
+        How many files were passed over, by what they are: suffixes, modalities of DICOM objects without a picture,
         localizers and copies of DICOM volumes, folders. Hidden files (``.name``, ``__MACOSX``) do not count.
     listed
         DICOM files with a picture that were given one by one.
@@ -74,7 +74,7 @@ def is_image(file: File, search: Search, dicom_alone: bool = False) -> bool:
     if name.endswith(SUFFIXES) and not dicom_alone:
         return True
     try:
-        what = kind(file)
+        what = format_of(file)
     except Exception:  # encrypted or damaged: reading it as an image will say so
         return True
     wanted = ("dicom",) if dicom_alone else ("dicom", "nifti")
@@ -85,20 +85,20 @@ def is_image(file: File, search: Search, dicom_alone: bool = False) -> bool:
 
 
 def said(left_out: Mapping[str, int]) -> str:
-    """What was passed over, in words: files by kind, and DICOM objects without a picture by modality.
+    """What was passed over, in words: files by suffix, and DICOM objects without a picture by modality.
 
     Examples
     --------
     >>> said({".dcm.gz": 1, ".txt": 2, "SEG": 1})
     '3 left out (.dcm.gz 1, .txt 2), 1 skipped, no picture (SEG)'
     """
-    named = {kind: n for kind, n in sorted(left_out.items()) if n}
-    files = {kind: n for kind, n in named.items() if kind.startswith(".") or kind in _NAMELESS}
-    objects = {kind: n for kind, n in named.items() if kind not in files}
+    named = {name: n for name, n in sorted(left_out.items()) if n}
+    files = {name: n for name, n in named.items() if name.startswith(".") or name in _NAMELESS}
+    objects = {name: n for name, n in named.items() if name not in files}
     parts = []
     for counts, what in ((files, "left out"), (objects, "skipped, no picture")):
-        kinds = list(counts) if len(counts) == 1 else [f"{kind} {n}" for kind, n in counts.items()]
-        parts += [f"{sum(counts.values())} {what} ({', '.join(kinds)})"] if counts else []
+        names = list(counts) if len(counts) == 1 else [f"{name} {n}" for name, n in counts.items()]
+        parts += [f"{sum(counts.values())} {what} ({', '.join(names)})"] if counts else []
     return ", ".join(parts)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from oneshot_medad.errors import ImageFileError, ImageTypeError
 from oneshot_medad.images.files import File, Member, beside, content, packed
 from oneshot_medad.images.folders import pixels_of
+from oneshot_medad.images.formats import HEAD, NIFTI
 from oneshot_medad.images.grid import Grid, ordered_axes
-from oneshot_medad.images.kinds import HEAD, NIFTI
 from oneshot_medad.images.stack import Pixels, Spacing, Window, check_size, clip, see_through
 
 MAX_BYTES = 2**33

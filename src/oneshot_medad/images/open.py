@@ -1,4 +1,4 @@
-"""Open any image file once, whatever its kind, with errors of this package alone."""
+"""Open any image file once, whatever its format, with errors of this package alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oneshot_medad._threads import last_of_thread
 from oneshot_medad.errors import ImageError, ImageFileError, OneShotError
 from oneshot_medad.images.files import File, Member, Series
 from oneshot_medad.images.folders import Search, images_in
-from oneshot_medad.images.kinds import READ, kind, unknown
+from oneshot_medad.images.formats import READ, format_of, unknown
 from oneshot_medad.images.quiet import quiet
 from oneshot_medad.images.stack import Stack
 
@@ -51,7 +51,7 @@ def _opened(file: File | Series, *version: tuple[int, ...]) -> Stack:
         from oneshot_medad.images.series import SeriesStack
 
         return SeriesStack(file)
-    what = kind(file)
+    what = format_of(file)
     if what == "zip":
         if isinstance(file, Member):
             raise ImageFileError("Got an archive inside an archive; wanted images. Unpack it first.")

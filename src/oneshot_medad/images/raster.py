@@ -13,7 +13,7 @@ from PIL import ImageOps, UnidentifiedImageError
 from oneshot_medad.errors import ImageError, ImageFileError
 from oneshot_medad.images.codestream import codestream
 from oneshot_medad.images.files import File, content
-from oneshot_medad.images.kinds import READ
+from oneshot_medad.images.formats import READ
 from oneshot_medad.images.stack import Pixels, Window, check_size, see_through, upright
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")

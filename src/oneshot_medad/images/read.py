@@ -1,4 +1,4 @@
-"""One reader for files of every kind, PIL, NumPy and torch: the same pixels give the same tensor."""
+"""One reader for files of every format, PIL, NumPy and torch: the same pixels give the same tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every kind of file offers: slices along axes, each read with the file opened once."""
+"""What every format of files offers: slices along axes, each read with the file opened once."""
 
 from __future__ import annotations
 

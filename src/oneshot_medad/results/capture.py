@@ -13,7 +13,7 @@ from oneshot_medad.errors import ExtraError, ImageFileError
 from oneshot_medad.images.dicom_values import pair, whole
 from oneshot_medad.images.expand import source_of
 from oneshot_medad.images.files import Series, Slice, first_file, is_part_of_volume
-from oneshot_medad.images.kinds import kind
+from oneshot_medad.images.formats import format_of
 from oneshot_medad.images.open import reading
 from oneshot_medad.results.pictures import captioned, picture
 from oneshot_medad.results.predictions import Predictions
@@ -126,7 +126,7 @@ def _header(source: Any) -> Any:
     file = (place.origin or (first_file(place),))[0] if isinstance(place, Slice) else place
     try:
         with reading(file):
-            is_one = file is not None and kind(file) == "dicom"
+            is_one = file is not None and format_of(file) == "dicom"
             return read_dataset(file, stop_before_pixels=True) if file is not None and is_one else None
     except ImageFileError:  # the file is gone
         return None

@@ -61,7 +61,7 @@ class Predictions:
     least_similarity
         Below it an image is not judged; None judges all.
     left_out
-        How many files were passed over, by kind: suffixes, modalities without a picture, folders not searched.
+        How many files were passed over, by what they are: suffixes, modalities without a picture, folders not searched.
     positions
         Where along its volume each slice lies, from 0 to 1; None for an image that is no slice, was blank or not read.
     volume_limits

@@ -12,8 +12,8 @@ import numpy as np
 from oneshot_medad.calibration import p_values, percentiles, shown
 from oneshot_medad.errors import ConfigError
 from oneshot_medad.images.files import File, Series, Slice, is_part_of_volume
+from oneshot_medad.images.formats import NIFTI
 from oneshot_medad.images.grid import AXES, Grid
-from oneshot_medad.images.kinds import NIFTI
 from oneshot_medad.images.open import open_stack
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.studies.regions import VolumeRegion, find_volume_regions

@@ -1,4 +1,4 @@
-"""What a file is: by its content, whatever its name; by its name where the content says nothing."""
+"""The format of a file: by its content, whatever its name; by its name where the content says nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DICOM = (".dcm", ".dicom", ".ima")
 NIFTI = (".nii", ".nii.gz")
 SUFFIXES = (*RASTER, *TIFF, *DICOM, *NIFTI)
 READ = "PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM, NIfTI (.nii, .nii.gz, .hdr with .img) or a zip archive of them"
-"""Every kind that is read, for messages."""
+"""Every format that is read, for messages."""
 
 NO_SUFFIX = "no suffix"
 HEAD = 4096
@@ -64,7 +64,7 @@ _OTHERS = (
 """What is not read: its name, the suffixes that it goes by, how it begins, and the way to something that is read."""
 
 
-def kind(file: File) -> str:
+def format_of(file: File) -> str:
     """``"dicom"``, ``"nifti"``, ``"analyze"``, ``"tiff"``, ``"raster"``, ``"zip"``, or empty for anything else."""
     name = str(file).lower()
     if name.endswith(".zip"):
@@ -82,7 +82,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 def unknown(file: File) -> str:
-    """Why a file of a kind that is not read is refused, and what to do."""
+    """Why a file of a format that is not read is refused, and what to do."""
     name = str(file).lower()
     head = content(file, HEAD)
     named = [other for other in _OTHERS if name.endswith(tuple(other[1].split()))]
@@ -92,7 +92,7 @@ def unknown(file: File) -> str:
 
 
 def label(file: File) -> str:
-    """What to call the kind of a file that is not read: its suffix, if that is one."""
+    """What to call the format of a file that is not read: its suffix, if that is one."""
     suffixes = [suffix.lower() for suffix in PurePath(file.name).suffixes[-2:]]
     if suffixes and suffixes[-1] not in (".gz", ".bz2", ".xz", ".zst"):
         suffixes = suffixes[-1:]

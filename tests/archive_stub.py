@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
+import torch
 
-from oneshot_medad import AnomalyDetector, Predictions, _predicting
-from oneshot_medad.fitted import FittedDetector
-from oneshot_medad.images.preprocess import to_field
-from oneshot_medad.images.read import MedicalImage
+from oneshot_medad import AnomalyDetector
+from oneshot_medad.fitted import Networks
 
 
-class StubDetector(AnomalyDetector):
-    """The score is the mean of the field, the heatmap the field; ``seconds`` an image may be set on an instance."""
+class StubNetworks(Networks):
+    """The field is its own feature."""
 
-    seconds = 0.0
+    def load(self, fetch: bool = True) -> Any:
+        device = torch.device("cpu")
+        return SimpleNamespace(spec=self.spec, device=device, vision=lambda fields: fields, kind=lambda fields: fields)
 
-    @classmethod
-    def of(cls, fitted: AnomalyDetector, seconds: float = 0.0) -> StubDetector:
-        stub = object.__new__(cls)
-        stub.__dict__.update(fitted.__dict__, seconds=seconds)
-        return stub
+    def portable(self) -> StubNetworks:
+        return self
 
-    def _predict(self, *given: Any) -> Predictions:
-        with patch.object(_predicting, "score", self._score):
-            return super()._predict(*given)
+    def placed(self, device: torch.device) -> StubNetworks:
+        return self
 
-    def _score(
-        self, fitted: FittedDetector, images: list[MedicalImage], fetch: bool
-    ) -> Iterator[tuple[float, np.ndarray, float, str]]:
-        for image in images:
-            time.sleep(self.seconds)
-            field = to_field(image.pixels, fitted.networks.spec.image_px, image.aspect)
-            yield float(field.mean()), field[0].numpy().copy(), 1.0, ""
+
+class StubScorer:
+    """The score is the mean of the field, the heatmap the field."""
+
+    recipe, span, sha256 = SimpleNamespace(reads_latents=False, mirror=False), None, "stub"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def to(self, device: torch.device) -> StubScorer:
+        return self
+
+    def __call__(self, z: None, fields: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        time.sleep(self.seconds * len(fields))
+        return fields.mean(dim=(1, 2, 3)), fields[:, 0]
+
+    def similarity(self, fields: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(fields))
+
+    def poses(self, fields: torch.Tensor, mirrored: None) -> list[str]:
+        return [""] * len(fields)
+
+
+def stub(detector: AnomalyDetector, seconds: float = 0.0) -> AnomalyDetector:
+    """A fitted detector with other networks and another scorer, which takes ``seconds`` an image."""
+    made, fitted = copy(detector), detector._ready()
+    networks = StubNetworks(fitted.networks.spec, torch.device("cpu"))
+    made._fitted = replace(fitted, networks=networks, scorer=StubScorer(seconds))  # type: ignore[arg-type]
+    return made

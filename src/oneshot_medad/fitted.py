@@ -48,6 +48,23 @@ class Networks:
             self.spec = spec
         return load_backbone(self.spec, self.device)
 
+    def portable(self) -> Networks:
+        """The same on the CPU, with the hashes of the files beside their folder."""
+        files = self.files
+        if self.spec.folder is not None:
+            files = {path.name: sha256(path) for path in self.spec.files}
+        return Networks(self.spec, torch.device("cpu"), files)
+
+    def placed(self, device: torch.device) -> Networks:
+        """What `portable` gave, where its files are on this machine; they must be the same."""
+        spec = self.spec
+        if spec.folder is not None and not spec.folder.is_dir():  # pickled elsewhere
+            known = BACKBONES.get(spec.name)
+            spec = replace(spec, folder=None if known is None else known.folder)
+        if spec.folder is not None:
+            check_files(self.files, spec.folder, "This detector")
+        return Networks(spec, device, self.files)
+
 
 @dataclass(frozen=True, eq=False)
 class FittedDetector:
@@ -112,12 +129,8 @@ class FittedDetector:
 
     def portable(self) -> FittedDetector:
         """To be pickled: tensors on the CPU, and the hashes of the frozen networks beside their folder."""
-        networks = self.networks
-        scorer = self.scorer if networks.device.type == "cpu" else deepcopy(self.scorer).cpu()
-        files = networks.files
-        if networks.spec.folder is not None:
-            files = {path.name: sha256(path) for path in networks.spec.files}
-        return replace(self, scorer=scorer, networks=Networks(networks.spec, torch.device("cpu"), files))
+        scorer = self.scorer if self.networks.device.type == "cpu" else deepcopy(self.scorer).cpu()
+        return replace(self, scorer=scorer, networks=self.networks.portable())
 
     def placed(self, device: torch.device) -> FittedDetector:
         """What `portable` gave, on a device of this machine; the frozen networks are found where they are here.
@@ -127,13 +140,7 @@ class FittedDetector:
         PersistenceError
             They are not those that it was fitted with.
         """
-        spec, files = self.networks.spec, self.networks.files
-        if spec.folder is not None and not spec.folder.is_dir():  # pickled elsewhere
-            known = BACKBONES.get(spec.name)
-            spec = replace(spec, folder=None if known is None else known.folder)
-        if spec.folder is not None:
-            check_files(files, spec.folder, "This detector")
-        return replace(self, scorer=self.scorer.to(device), networks=Networks(spec, device, files))
+        return replace(self, scorer=self.scorer.to(device), networks=self.networks.placed(device))
 
 
 def check_files(wanted: Mapping[str, str], folder: Path, where: str) -> None:

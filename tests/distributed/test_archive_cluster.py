@@ -17,7 +17,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from archive_stub import StubDetector
+from archive_stub import stub
 from dicom_files import write_dicom
 from PIL import Image
 
@@ -128,7 +128,7 @@ def test_rows_are_those_of_predict(cluster, one_thread, fitted, sample, tmp_path
 
 
 def test_a_worker_and_a_node_are_killed_and_nothing_is_lost(cluster, fitted, tmp_path):
-    detector = StubDetector.of(fitted, 0.01)
+    detector = stub(fitted, 0.01)
     folder = pictures(tmp_path / "many", 1200)
     (folder / "00007.png").write_bytes(b"torn")
     manifest = archive.make_manifest(folder, tmp_path / "m.parquet").path
@@ -167,7 +167,7 @@ def command(pid):
 
 
 def test_a_run_that_is_killed_goes_on_and_a_longer_manifest_costs_what_is_new(cluster, fitted, tmp_path):
-    detector = StubDetector.of(fitted, 0.01)
+    detector = stub(fitted, 0.01)
     folder = pictures(tmp_path / "many", 1000)
     manifest = archive.make_manifest(folder, tmp_path / "m.parquet").path
     (tmp_path / "detector").write_bytes(pickle.dumps(detector))
@@ -203,7 +203,7 @@ def test_a_run_that_is_killed_goes_on_and_a_longer_manifest_costs_what_is_new(cl
     assert archive.score(detector, manifest, out) == counts  # nothing is left to do
     assert files(out) == whole
     with pytest.raises(ConfigError, match=r"calibration_sha256"):
-        archive.score(StubDetector.of(pickle.loads(pickle.dumps(fitted)).set_threshold(0.1)), manifest, out)
+        archive.score(stub(pickle.loads(pickle.dumps(fitted)).set_threshold(0.1)), manifest, out)
     with pytest.raises(ConfigError, match="heatmaps False; wanted True"):
         archive.score(detector, manifest, out, heatmaps=True)
 
@@ -240,7 +240,7 @@ def test_an_outage_ends_the_run_instead_of_filling_it_with_failures(cluster, fit
     folder = pictures(tmp_path / "many", 40)
     manifest = archive.make_manifest(folder, tmp_path / "m.parquet").path
     folder.rename(tmp_path / "unmounted")
-    detector = StubDetector.of(fitted)
+    detector = stub(fitted)
     with pytest.raises(ImageFileError, match=r"^Got nothing of \d+ images on .* mounted on every machine") as caught:
         archive.score(detector, manifest, tmp_path / "out")
     assert "ray" not in str(caught.value)

@@ -59,7 +59,7 @@ def test_rows_and_heatmaps_are_those_of_predict(fitted, mixed, one_thread, tmp_p
     files = wanted.save_heatmaps(tmp_path / "heatmaps")
     rows = manifest(mixed)
     side = detector._ready().networks.spec.image_px
-    judge = Judge(pickle.loads(pickle.dumps(detector)), heatmaps=True)
+    judge = Judge(pickle.loads(pickle.dumps(detector._ready().portable())), heatmaps=True)
     for batches in ([rows], [rows[i : i + 5] for i in range(0, len(rows), 5)], [rows[i : i + 1] for i in range(3)]):
         got = pa.concat_tables([judge(decode(batch, detector.intensity_range, side)) for batch in batches]).to_pylist()
         for i, (row, expected) in enumerate(zip(got, wanted.to_rows(), strict=False)):
@@ -117,7 +117,7 @@ def test_a_row_for_every_input_whatever_is_in_it(fitted, tmp_path):
     (tmp_path / "a.txt").write_text("no image")
     uris = [str(tmp_path / "a.txt"), str(tmp_path / "none.png"), str(tmp_path), "no path at all", "", "s3:/x"]
     rows = pa.table({"id": list(range(len(uris))), "uri": uris})
-    got = Judge(fitted, heatmaps=False)(decode(rows, None, 256)).to_pylist()
+    got = Judge(fitted._ready(), heatmaps=False)(decode(rows, None, 256)).to_pylist()
     assert [row["id"] for row in got] == list(range(len(uris)))
     assert {row["verdict"] for row in got} == {"not read"}
     assert all(row["reason"] and row["score"] is None and row["flag"] is None for row in got)

@@ -7,9 +7,8 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from joblib import cpu_count
 
@@ -18,6 +17,9 @@ from oneshot_medad.archive.manifests import ID, URI, need_pyarrow
 from oneshot_medad.archive.stages import Judge, decode
 from oneshot_medad.archive.store import CHECKPOINT, SCORES, Store, check_manifest, resolved
 from oneshot_medad.errors import ConfigError, ExtraError, OneShotError
+
+if TYPE_CHECKING:
+    from oneshot_medad.detector import AnomalyDetector
 
 TASK = 64
 """Images of one task: few enough that a broken one costs little, so many that Ray's own work does not show."""
@@ -32,7 +34,7 @@ LEAST = 4
 
 
 def score(
-    detector: Any,
+    detector: AnomalyDetector,
     manifest: str | Path,
     out: str | Path,
     *,
@@ -90,16 +92,18 @@ def score(
     >>> score(AnomalyDetector.from_pretrained("brain-detector"), "manifest.parquet", "results")  # doctest: +SKIP
     """
     need_pyarrow()
-    detector._ready()  # or it says that it is not fitted
+    fitted, window, fetch = detector._ready(), detector.intensity_range, detector.fetch == "always"
     for name, value in (("workers", workers), ("rows_per_file", rows_per_file)):
         if value is not None and value < 1:
             raise ConfigError(f"Got {name}={value}; wanted 1 or more, or None.")
     check_manifest(manifest)
     store = Store(out)
     rows = rows_per_file or (ROWS_WITH_HEATMAPS if heatmaps else ROWS)
-    with _ray() as (ray, cores), store.taken_by(detector, heatmaps), _settings(ray, store, progress):
+    decoding = {"window": window, "side": fitted.networks.spec.image_px}
+    judging = {"fitted": fitted.portable(), "heatmaps": heatmaps, "fetch": fetch, "device": detector.device}
+    with _ray() as (ray, cores), store.taken_by(fitted, window, heatmaps, fetch), _settings(ray, store, progress):
         try:
-            _run(ray, detector, manifest, store, heatmaps, rows, workers, cores)
+            _run(ray, cores, manifest, store, rows, workers, decoding, judging)
         except Exception as error:
             if (ours := _ours(error)) is None:
                 raise
@@ -110,19 +114,18 @@ def score(
 
 def _run(
     ray: Any,
-    detector: Any,
+    cores: int,
     manifest: str | Path,
     store: Store,
-    heatmaps: bool,
     rows: int,
     workers: int | None,
-    cores: int,
+    decoding: dict[str, Any],
+    judging: dict[str, Any],
 ) -> None:
     system, path = resolved(manifest)
-    detector = copy(detector)
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if detector.device != "cpu" else 0
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if judging["device"] != "cpu" else 0
     if gpus:
-        detector.device = "auto"  # each process sees one, whose number is 0
+        judging = {**judging, "device": "auto"}  # each process sees one, whose number is 0
     pool = ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or gpus or cores)
     # without GPUs Ray runs the two stages in one process, since both ask for a core
     # the checkpoint filters what is read by its id, and records the ids of what is written: none may be lost between
@@ -134,7 +137,7 @@ def _run(
             decode,
             batch_size=BATCH,
             batch_format="pyarrow",
-            fn_kwargs={"window": detector.intensity_range, "side": detector._ready().networks.spec.image_px},
+            fn_kwargs=decoding,
             num_cpus=1,
         )
         .map_batches(
@@ -142,7 +145,7 @@ def _run(
             batch_size=BATCH,
             batch_format="pyarrow",
             compute=pool,
-            fn_constructor_kwargs={"detector": detector, "heatmaps": heatmaps},
+            fn_constructor_kwargs=judging,
             **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
         )
         .write_parquet(store.of(SCORES), min_rows_per_file=rows, ray_remote_args={"num_cpus": LIGHT})

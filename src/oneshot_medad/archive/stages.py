@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from oneshot_medad._names import printable, written
+from oneshot_medad._predicting import predict_sources
+from oneshot_medad._runtime import resolve_device
 from oneshot_medad.archive.addresses import at_hand, file_uri, is_remote, place_of
 from oneshot_medad.archive.manifests import ID, URI
 from oneshot_medad.errors import BlankImageError, ImageError
+from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.images.expand import Sources
 from oneshot_medad.images.files import Slice
 from oneshot_medad.images.preprocess import fitted_size, to_field
@@ -93,15 +96,18 @@ class Judge:
 
     Parameters
     ----------
-    detector
-        A fitted `AnomalyDetector`.
+    fitted
+        The detector, as `FittedDetector.portable` gives it.
     heatmaps
         Whether rows hold heatmaps.
+    fetch
+        Whether the Hub may be asked for frozen networks.
+    device
+        As for `AnomalyDetector`.
     """
 
-    def __init__(self, detector: Any, heatmaps: bool) -> None:
-        self._detector, self._schema = detector, schema(heatmaps)
-        self._threshold = detector.threshold_
+    def __init__(self, fitted: FittedDetector, heatmaps: bool, fetch: bool = True, device: str = "cpu") -> None:
+        self._fitted, self._schema, self._fetch = fitted.placed(resolve_device(device)), schema(heatmaps), fetch
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         """As many rows as `decode` gave, in its order."""
@@ -110,7 +116,7 @@ class Judge:
         given = rows.to_pylist()
         judged = iter(self._judged([row for row in given if row["field"] is not None]))
         made = [
-            {"name": row["name"], "verdict": NOT_READ, "reason": row["reason"], "threshold": self._threshold}
+            {"name": row["name"], "verdict": NOT_READ, "reason": row["reason"], "threshold": self._fitted.threshold}
             if row["field"] is None
             else next(judged)
             for row in given
@@ -121,19 +127,19 @@ class Judge:
     def _judged(self, given: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not given:
             return []
-        side = self._detector._ready().networks.spec.image_px
+        side = self._fitted.networks.spec.image_px
         images = [MedicalImage(_field(row["field"], side), row["name"], position=row["position"]) for row in given]
         # batches of one size, so that an image gives the same bits whatever is beside it
         images += [images[-1]] * (-len(images) % ENCODE_BATCH)
-        predictions = self._detector._predict(Sources(images), "raise")
+        predictions = predict_sources(self._fitted, Sources(images), fetch=self._fetch)
         made = []
         for i, (row, found) in enumerate(zip(given, predictions.to_rows(), strict=False)):
             found["name"] = row["name"]
             if HEATMAP in self._schema.names and found["verdict"] in JUDGED:
                 size = (row["height"], row["width"])
                 heatmap = _on_own_grid(predictions.heatmaps[i], size, row["aspect"])
-                held = held_back(heatmap, found["verdict"], self._threshold)
-                heatmap_png(held, self._threshold).save(file := BytesIO(), "PNG")
+                held = held_back(heatmap, found["verdict"], self._fitted.threshold)
+                heatmap_png(held, self._fitted.threshold).save(file := BytesIO(), "PNG")
                 found[HEATMAP] = file.getvalue()
             made.append(found)
         return made

@@ -14,7 +14,9 @@ from oneshot_medad._listing import alone_in
 from oneshot_medad.archive.addresses import file_system, is_remote
 from oneshot_medad.archive.manifests import ID, URI, repeated
 from oneshot_medad.errors import ConfigError, ImageFileError
+from oneshot_medad.fitted import FittedDetector
 from oneshot_medad.images.read import BLANK
+from oneshot_medad.persistence.describe import fingerprint_of
 from oneshot_medad.provenance import stamp
 from oneshot_medad.verdicts import ABNORMAL, CANNOT_JUDGE, NORMAL, NOT_READ, UNCERTAIN
 
@@ -54,7 +56,9 @@ class Store:
         return posixpath.join(self.address, name)
 
     @contextmanager
-    def taken_by(self, detector: Any, heatmaps: bool) -> Iterator[None]:
+    def taken_by(
+        self, fitted: FittedDetector, window: tuple[float, float] | None, heatmaps: bool, fetch: bool = True
+    ) -> Iterator[None]:
         """Write here alone; what is here already must be of the same detector, calibration and columns.
 
         Raises
@@ -64,11 +68,11 @@ class Store:
         """
         self._system.create_dir(self._root, recursive=True)
         with alone_in(Path(self._root)) if self._local else nullcontext():
-            calibration = json.dumps(detector._ready().calibration, sort_keys=True).encode()
+            calibration = json.dumps(fitted.calibration, sort_keys=True).encode()
             wanted = {
-                "detector_sha256": detector.fingerprint_,
+                "detector_sha256": fingerprint_of(fitted, fetch),
                 "calibration_sha256": hashlib.sha256(calibration).hexdigest(),
-                "intensity_range": detector.intensity_range and [float(v) for v in detector.intensity_range],
+                "intensity_range": window and [float(v) for v in window],
                 "heatmaps": heatmaps,
             }
             found = self._run()
@@ -81,8 +85,8 @@ class Store:
             if not found:
                 said = {
                     **wanted,
-                    "threshold": detector.threshold_,
-                    "backbone": detector._ready().networks.spec.name,
+                    "threshold": fitted.threshold,
+                    "backbone": fitted.networks.spec.name,
                     **stamp(),
                 }
                 with self._system.open_output_stream(posixpath.join(self._root, RUN)) as file:

@@ -64,5 +64,6 @@ def similarity(kinds: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
     >>> similarity(torch.tensor([[1.0, 0.0, 0.4]]), torch.tensor([[1.0, 0.0, 0.6], [0.0, 1.0, 0.2]]))
     tensor([[ 0.5000, -0.3000]])
     """
-    cosines = kinds[:, :-1] @ references[:, :-1].T
-    return cosines - 0.5 * (kinds[:, -1:] + references[:, -1:].T)
+    # in double precision: products with few references round by where in its batch an image stands
+    cosines = kinds[:, :-1].double() @ references[:, :-1].T.double()
+    return cosines.to(kinds) - 0.5 * (kinds[:, -1:] + references[:, -1:].T)

@@ -13,6 +13,7 @@ COMMANDS = (
     "ceiling",
     "speed",
     "paired",
+    "engines",
     "size",
     "tables",
 )

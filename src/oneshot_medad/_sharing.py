@@ -212,7 +212,7 @@ def export(self: AnomalyDetector, form: str, path: str | Path) -> Path:
     Parameters
     ----------
     form
-        ``"onnx"``: ONNX of opset 18, for onnxruntime.
+        ``"onnx"`` or ``"openvino"``: ONNX of opset 18 either way, whose answers onnxruntime or openvino has to give.
     path
         The file; one that is there is replaced.
 
@@ -227,7 +227,7 @@ def export(self: AnomalyDetector, form: str, path: str | Path) -> Path:
     ConfigError
         Another format, or a detector fitted on slices of volumes.
     ExtraError
-        The packages of the extra ``[onnx]`` are missing.
+        The packages of the extra ``[onnx]``, or openvino, are missing.
     PersistenceError
         Eight probe images get other scores or heatmaps than from torch in single precision, by more than 1e-4 on the
         shown scale; nothing is written then.

@@ -27,7 +27,7 @@ class Without:
             raise ModuleNotFoundError("No module named 'torch'")
 sys.meta_path.insert(0, Without())  # a None in sys.modules is no absence: SciPy trips over it
 import oneshot_medad
-found = oneshot_medad.load_exported(sys.argv[1]).predict(sys.argv[2:])
+found = oneshot_medad.load_exported(sys.argv[1], sys.argv[2]).predict(sys.argv[3:])
 print(json.dumps([found.scores.tolist(), found.verdicts, [h.shape for h in found.heatmaps]]))
 """
 
@@ -44,11 +44,13 @@ def file(detector, tmp_path_factory):
     return detector.export("onnx", tmp_path_factory.mktemp("exported") / "detector.onnx")
 
 
-def test_an_exported_detector_says_the_same(detector, file, sample, tmp_path):
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_exported_detector_says_the_same(detector, file, sample, tmp_path, engine):
+    pytest.importorskip(engine)
     wide = np.repeat(sample.images[0], 2, axis=1)[:100]
     Image.fromarray(wide).save(tmp_path / "wide.png")
     given = [*sample.images[:3], tmp_path / "wide.png"]
-    wanted, found = detector.predict(given), oneshot_medad.load_exported(file).predict(given)
+    wanted, found = detector.predict(given), oneshot_medad.load_exported(file, engine).predict(given)
     np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
     np.testing.assert_allclose(found.similarities, wanted.similarities, atol=1e-4)
     assert found.verdicts == wanted.verdicts
@@ -61,12 +63,14 @@ def test_an_exported_detector_says_the_same(detector, file, sample, tmp_path):
     assert json.dumps([found.provenance[k] for k in fixed]) == json.dumps([wanted.provenance[k] for k in fixed])
 
 
-def test_it_runs_where_torch_cannot_be_imported(detector, file, sample, tmp_path):
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_it_runs_where_torch_cannot_be_imported(detector, file, sample, tmp_path, engine):
+    pytest.importorskip(engine)
     paths = []
     for i, image in enumerate(sample.images[:2]):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(image).save(paths[-1])
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(file), *map(str, paths)]
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(file), engine, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     scores, verdicts, shapes = json.loads(done.stdout)
@@ -88,22 +92,31 @@ def test_unreadable_images_are_recorded_or_raised(file, tmp_path):
         exported.predict([], on_error="ignore")
 
 
-def test_a_file_whose_answers_differ_is_not_written(detector, file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_file_whose_answers_differ_is_not_written(detector, file, tmp_path, monkeypatch, form):
+    pytest.importorskip(form)
     honest = writing.open_engine
 
-    def other(path):
-        engine, description = honest(path)
+    def other(path, name):
+        assert name == writing.FORMS[form]
+        engine, description = honest(path, name)
         return lambda field: (engine(field)[0] + 0.01, *engine(field)[1:]), description
 
     monkeypatch.setattr(writing, "open_engine", other)
     monkeypatch.setattr(writing, "_onnx", lambda whole, path, description: shutil.copy(file, path))  # saves time
     with pytest.raises(PersistenceError, match=r"differ from torch's by .* Nothing was written"):
-        detector.export("onnx", tmp_path / "x.onnx")
+        detector.export(form, tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_openvino_agrees_with_is_written(detector, file, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(writing, "_onnx", lambda whole, path, description: shutil.copy(file, path))  # saves time
+    assert detector.export("openvino", tmp_path / "x.onnx").read_bytes() == file.read_bytes()
+
+
 def test_what_cannot_be_exported_or_read_is_said(detector, file, tmp_path):
-    with pytest.raises(ConfigError, match="wanted one of 'onnx'"):
+    with pytest.raises(ConfigError, match="wanted one of 'onnx', 'openvino'"):
         detector.export("tflite", tmp_path / "x")
     with pytest.raises(NotFittedError):
         AnomalyDetector().export("onnx", tmp_path / "x")
@@ -116,6 +129,9 @@ def test_what_cannot_be_exported_or_read_is_said(detector, file, tmp_path):
     assert list(tmp_path.iterdir()) == []
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match="engine='tensorrt'; wanted one of 'auto', 'onnxruntime', 'openvino'"):
+        oneshot_medad.load_exported(file, "tensorrt")
     for path in (tmp_path / "nowhere.onnx", damaged):
-        with pytest.raises(PersistenceError, match=r"that .*export.* wrote"):
-            oneshot_medad.load_exported(path)
+        for engine in ("onnxruntime", "openvino"):
+            with pytest.raises(PersistenceError, match=r"that .*export.* wrote"):
+                oneshot_medad.load_exported(path, engine)

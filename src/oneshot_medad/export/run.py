@@ -16,7 +16,7 @@ from oneshot_medad.results.predictions import Predictions
 
 
 class ExportedDetector:
-    """A detector that `AnomalyDetector.export` wrote, run by onnxruntime; made by `load_exported`.
+    """A detector that `AnomalyDetector.export` wrote, run by onnxruntime or openvino; made by `load_exported`.
 
     Attributes
     ----------
@@ -67,18 +67,22 @@ class ExportedDetector:
         return read_values(source, name_of(source, i), self.intensity_range)
 
 
-def load_exported(path: str | Path) -> ExportedDetector:
+def load_exported(path: str | Path, engine: str = "auto") -> ExportedDetector:
     """Read a file that `AnomalyDetector.export` wrote; neither this nor a prediction needs torch.
 
     Parameters
     ----------
     path
         The file.
+    engine
+        ``"onnxruntime"`` or ``"openvino"``; ``"auto"`` takes the first of them that is installed.
 
     Raises
     ------
+    ConfigError
+        Another engine.
     ExtraError
-        onnxruntime is not installed.
+        The engine is not installed.
     PersistenceError
         No such file, or one that is damaged or was not written by `export`.
 
@@ -89,4 +93,4 @@ def load_exported(path: str | Path) -> ExportedDetector:
     Traceback (most recent call last):
     oneshot_medad.errors.PersistenceError: Got 'nowhere.onnx'; wanted a file that `AnomalyDetector.export` wrote.
     """
-    return ExportedDetector(*open_engine(Path(path)))
+    return ExportedDetector(*open_engine(Path(path), engine))

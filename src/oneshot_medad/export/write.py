@@ -26,7 +26,8 @@ from oneshot_medad.nn.pose import POSES
 from oneshot_medad.persistence.describe import origin
 from oneshot_medad.scoring import Scorer
 
-FORMS = ("onnx",)
+FORMS = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""What a file is written for, and what runs it; both read ONNX."""
 OPSET = 18
 PROBES = 8
 TOLERANCE = 1e-4
@@ -61,7 +62,7 @@ def write(
     Raises
     ------
     ConfigError
-        A format other than ``"onnx"``, or a detector fitted on slices of volumes.
+        None of `FORMS`, or a detector fitted on slices of volumes.
     ExtraError
         The packages that write or run it are missing.
     PersistenceError
@@ -95,15 +96,15 @@ def write(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the exporter, about itself
                 _onnx(whole, made, description)
-            engine, _ = open_engine(made)
-            _check(engine, fields, wanted, fitted.threshold)
+            engine, _ = open_engine(made, FORMS[form])
+            _check(engine, fields, wanted, fitted.threshold, FORMS[form])
             made.replace(path)
     except OSError as error:
         raise PersistenceError(f"Cannot write {str(path)!r}: {error}.") from error
     return path
 
 
-def _check(engine: Any, fields: list[np.ndarray], wanted: list[list[np.ndarray]], threshold: float) -> None:
+def _check(engine: Any, fields: list[np.ndarray], wanted: list[list[np.ndarray]], threshold: float, name: str) -> None:
     most = 0.0
     for field, (score, heatmap, similarity, pose) in zip(fields, wanted, strict=True):
         found = engine(field)
@@ -112,16 +113,14 @@ def _check(engine: Any, fields: list[np.ndarray], wanted: list[list[np.ndarray]]
         most = max(most, abs(float(similarity) - found[2]), float(int(pose) != found[3]))
     if not most <= TOLERANCE:
         raise PersistenceError(
-            f"The runtime's answers to {len(fields)} probe images differ from torch's by {most:.1e} on the "
-            f"shown scale; wanted at most {TOLERANCE:.0e}. Nothing was written. Try another version of "
-            "onnxruntime."
+            f"Answers of {name} to {len(fields)} probe images differ from torch's by {most:.1e} on the shown scale; "
+            f"wanted at most {TOLERANCE:.0e}. Nothing was written. Try another version of {name}."
         )
 
 
 def _onnx(whole: Whole, path: Path, description: dict[str, Any]) -> None:
     try:
         import onnx
-        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExtraError(f"Writing ONNX needs more packages ({error}): pip install 'oneshot-medad[onnx]'") from error

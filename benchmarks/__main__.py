@@ -14,6 +14,7 @@ COMMANDS = (
     "speed",
     "paired",
     "engines",
+    "archive",
     "size",
     "tables",
 )

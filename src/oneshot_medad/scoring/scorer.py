@@ -169,12 +169,7 @@ class Scorer(nn.Module):
         ``positions`` (B,) are those of slices in their volumes, NaN where they are not known: a slice is compared with
         references near its own position, if these have any.
         """
-        references = self.references()
-        found = _each(self._of_features, features, references, positions)
-        if mirrored is not None:
-            for branch, (maps, scores) in _each(self._of_features, mirrored, references, positions).items():
-                maps_before, scores_before = found[branch]
-                found[branch] = (maps_before + maps.flip(-1)) / 2, (scores_before + scores) / 2
+        found = _each(self._of_pairs, [*features, *(mirrored or [])], self.references(), positions)
         if z is not None and "latent" in self.recipe.branches:
             found |= _each(self._of_latents, self.model.projection(z), self.references("latent_"), positions)
         if z is not None and "deviation" in self.recipe.branches:
@@ -191,6 +186,16 @@ class Scorer(nn.Module):
 
     def _of_latents(self, projected: list[torch.Tensor], references: References | None) -> Found:
         return {"latent": self._learned("latent", self.model.judge("latent", projected, self.text, references))}
+
+    def _of_pairs(self, features: list[torch.Tensor], references: References | None) -> Found:
+        """The same, averaged with what the mirror images say whose levels may follow those of the images."""
+        levels = len(self.model.shapes.levels)
+        found = self._of_features(features[:levels], references)
+        if len(features) > levels:
+            for branch, (maps, scores) in self._of_features(features[levels:], references).items():
+                maps_before, scores_before = found[branch]
+                found[branch] = (maps_before + maps.flip(-1)) / 2, (scores_before + scores) / 2
+        return found
 
     def _of_features(self, features: list[torch.Tensor], references: References | None) -> Found:
         """The branches that read vision features; what they compare with is looked up once."""

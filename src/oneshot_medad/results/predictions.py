@@ -12,6 +12,7 @@ import numpy as np
 from oneshot_medad.calibration import p_values, percentiles, shown
 from oneshot_medad.errors import ImageFileError
 from oneshot_medad.images.read import MedicalImage, read_image
+from oneshot_medad.results import objects
 from oneshot_medad.results.regions import Region, find_regions
 from oneshot_medad.studies.limits import Limits
 from oneshot_medad.studies.volume import Volume, assemble
@@ -294,6 +295,11 @@ class Predictions:
         from oneshot_medad.results.heatmaps import save_heatmaps
 
         return save_heatmaps(self, Path(folder), start, format)
+
+    # of a single DICOM image, each a function of that module
+    save_parametric_map = objects.save_parametric_map
+    save_segmentation = objects.save_segmentation
+    save_objects = objects.save_objects
 
     def regions(self, i: int) -> list[Region]:
         """Connected places of image ``i`` that exceed the limit its score has passed, highest first.

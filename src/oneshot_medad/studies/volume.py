@@ -200,9 +200,9 @@ class Volume:
         ExtraError
             highdicom is not installed: ``pip install "oneshot-medad[dicom]"``.
         """
-        from oneshot_medad.studies.objects import write_parametric_map
+        from oneshot_medad.studies.objects import finding_of, write_parametric_map
 
-        return write_parametric_map(self, Path(path))
+        return write_parametric_map(finding_of(self), Path(path))
 
     def save_segmentation(self, path: str | Path, fractional: bool = False) -> Path:
         """Write the `regions` of a DICOM series as a Segmentation that refers to its images.
@@ -224,9 +224,9 @@ class Volume:
         ExtraError
             highdicom is not installed: ``pip install "oneshot-medad[dicom]"``.
         """
-        from oneshot_medad.studies.objects import write_segmentation
+        from oneshot_medad.studies.objects import finding_of, write_segmentation
 
-        return write_segmentation(self, Path(path), fractional)
+        return write_segmentation(finding_of(self), Path(path), fractional)
 
     def save_objects(self, stem: Path) -> list[Path]:
         """Write the parametric map, and the segmentation if there are regions, to files that begin with ``stem``."""

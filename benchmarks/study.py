@@ -107,8 +107,8 @@ def measure(count: int) -> dict[str, object]:
         (place / "archive").mkdir()
         with orthanc(place / "archive") as url:
             dicomweb.store(url, sorted((place / "scan").iterdir()))
-            command = [sys.executable, "-c", "from oneshot_medad.cli import main; main()", "study", str(place / "detector")]
-            command += ["--dicomweb", url, "--study", study, "--store", "--json"]
+            command = [sys.executable, "-c", "from oneshot_medad.cli import main; main()", "study"]
+            command += [str(place / "detector"), "--dicomweb", url, "--study", study, "--store", "--json"]
             start = time.perf_counter()
             with (place / "said").open("w") as said:
                 process = subprocess.Popen(command, stdout=said)

@@ -26,7 +26,9 @@ def finding_of(predictions: Predictions, i: int) -> Finding:
     if is_part_of_volume(place):
         raise ConfigError(f"Got {name}, a slice of a volume; wanted a single image. Write those of volumes().")
     if verdict not in JUDGED:
-        raise ImageError(f"Got {name}, of which nothing can be said (it is called {verdict}); wanted one that is judged.")
+        raise ImageError(
+            f"Got {name}, of which nothing can be said (it is called {verdict}); wanted one that is judged."
+        )
     file = first_file(place) if isinstance(place, Slice) else place
     if file is None:
         raise ConfigError(f"Got {name}, which was read from no file; wanted one of a DICOM file.")
@@ -37,15 +39,17 @@ def finding_of(predictions: Predictions, i: int) -> Finding:
     frames, heatmap = whole(ds, "NumberOfFrames") or 1, predictions.heatmaps[i]
     if frames > 1:
         raise ConfigError(
-            f"Got {name}, one of {frames} frames that have no place in the patient; wanted an image of one frame. Write "
-            "a capture, which names the frame, with save_heatmaps(format='dicom')."
+            f"Got {name}, one of {frames} frames that have no place in the patient; wanted an image of one frame. "
+            "Write a capture, which names the frame, with save_heatmaps(format='dicom')."
         )
     if not ds.get("ImagePositionPatient"):
         ds.pop("PixelSpacing", None)  # without a thickness beside it, highdicom writes it and cannot read it again
     elif number(ds, "SliceThickness") is None:
         raise ConfigError(f"Got {name}, which does not say how thick it is; wanted a SliceThickness. Write a capture.")
     if heatmap.shape != (ds.Rows, ds.Columns):
-        raise ImageError(f"Got {ds.Rows} x {ds.Columns} pixels in {name}; wanted {heatmap.shape}, as when it was judged.")
+        raise ImageError(
+            f"Got {ds.Rows} x {ds.Columns} pixels in {name}; wanted {heatmap.shape}, as when it was judged."
+        )
     limits = predictions.threshold, predictions.uncertain_from
     rule = str(predictions.provenance.get("threshold_rule", "not known"))
     return Finding(

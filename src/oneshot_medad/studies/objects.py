@@ -250,6 +250,8 @@ def _save(found: Finding, ds: Any, path: Path) -> Path:
         ds.Laterality = None  # part of that object, known or not
     if "FrameOfReferenceUID" not in ds:
         ds.PatientOrientation = found.sources[0].get("PatientOrientation")
-    ds.ImageComments = f"{NOTICE}. {found.said}. Detector SHA-256 {found.provenance.get('detector_sha256', 'not known')}."
+    ds.ImageComments = (
+        f"{NOTICE}. {found.said}. Detector SHA-256 {found.provenance.get('detector_sha256', 'not known')}."
+    )
     ds.save_as(path, enforce_file_format=True)
     return path

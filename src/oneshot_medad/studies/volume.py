@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ class Volume:
         The limit is ``threshold`` for an abnormal volume and ``uncertain_from`` for an uncertain one; a volume that is
         called normal has none, whatever single places exceed.
         """
+        return list(self._regions)
+
+    @cached_property
+    def _regions(self) -> list[VolumeRegion]:
         along, backwards = self.grid.stored_axis(self.axis)
         return find_volume_regions(self.heatmap, self.limit, self.affine, along, backwards)
 

@@ -262,7 +262,7 @@ def test_single_images_that_get_no_object_say_why(lone_slice, radiograph, tmp_pa
             predictions.save_segmentation(0, tmp_path / "seg.dcm")
 
     refused(single(lone_slice, score=0.1)[0], r"no place stands out \(it is called normal\)", ImageError)
-    refused(single(lone_slice, score=np.nan)[0], "nothing is known.*not read", ImageError)
+    refused(single(lone_slice, score=np.nan)[0], "nothing can be said.*not read", ImageError)
     movie = write_dicom(tmp_path / "us.dcm", np.zeros((3, *SHAPE[1:]), np.uint8) + 7, Modality="US")
     refused(single(movie, frame=1)[0], r"one of 3 frames that have no place")
     predictions, heatmap = single(lone_slice)

@@ -181,10 +181,11 @@ def finding_of(volume: Volume) -> Finding:
                 "all of them in one. Write NIfTI with save()."
             )
         order.sort(key=lambda index: series.planes[index][1])  # type: ignore[index]
+    planes = np.moveaxis(volume.heatmap, 2, 0).swapaxes(1, 2)
     return Finding(
         volume.name,
         sources,
-        np.moveaxis(volume.heatmap, 2, 0)[order].swapaxes(1, 2),
+        planes if order == [*range(len(planes))] else planes[order],  # a view where it can be one
         (series.uid, str(series.part)),
         volume.threshold,
         volume.level,

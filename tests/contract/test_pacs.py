@@ -157,16 +157,16 @@ def test_credentials_may_stand_in_netrc(orthanc, tmp_path, monkeypatch):
     assert client_of(orthanc).search_for_studies() is not None
 
 
-def test_single_images_get_captures(orthanc, credentials, saved, tmp_path):
+def test_single_images_get_captures_and_segmentations(orthanc, credentials, saved, tmp_path):
     study = generate_uid()
     about = {"StudyInstanceUID": study, "SeriesInstanceUID": generate_uid(), "Modality": "DX", "PatientID": "P-8"}
     image = np.random.default_rng(0).integers(0, 255, (32, 24)).astype(np.uint8)
     dicomweb.store(orthanc, [write_dicom(tmp_path / "a.dcm", image, **about)])
     (one,) = dicomweb.judge_study(AnomalyDetector.from_pretrained(saved), orthanc, study, store=True, folder=tmp_path)
-    assert (one.verdict, one.modality, one.volumes, len(one.stored)) == ("abnormal", "DX", [], 1)
+    assert (one.verdict, one.modality, one.volumes, len(one.stored)) == ("abnormal", "DX", [], 2), one.reason
     assert (tmp_path / one.series / "000000.dcm").exists()
     found = client_of(orthanc).search_for_instances(study_instance_uid=study)
-    assert sorted(one["00080060"]["Value"][0] for one in found) == ["DX", "OT"]
+    assert sorted(one["00080060"]["Value"][0] for one in found) == ["DX", "OT", "SEG"]
 
 
 def test_the_page_on_archives_runs(orthanc, credentials, saved, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from oneshot_medad.errors import ConfigError, ImageError
 from oneshot_medad.images.dicom_values import number, whole
 from oneshot_medad.images.expand import source_of
 from oneshot_medad.images.files import Slice, first_file, is_part_of_volume
-from oneshot_medad.images.kinds import kind
+from oneshot_medad.images.formats import format_of
 from oneshot_medad.images.open import reading
 from oneshot_medad.studies.objects import Finding, headers, said, write_parametric_map, write_segmentation
 from oneshot_medad.studies.volume import MAP, SEGMENTATION, level_of
@@ -33,7 +33,7 @@ def finding_of(predictions: Predictions, i: int) -> Finding:
     if file is None:
         raise ConfigError(f"Got {name}, which was read from no file; wanted one of a DICOM file.")
     with reading(file):
-        if kind(file) != "dicom":
+        if format_of(file) != "dicom":
             raise ConfigError(f"Got {name}, which is no DICOM file; wanted one. Write it with save_heatmaps().")
         (ds,) = headers([file])
     frames, heatmap = whole(ds, "NumberOfFrames") or 1, predictions.heatmaps[i]

@@ -9,6 +9,7 @@ COMMANDS = (
     "peaks",
     "refusals",
     "volumes",
+    "study",
     "explain",
     "ceiling",
     "speed",

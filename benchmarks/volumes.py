@@ -2,8 +2,9 @@
 
 python -m benchmarks volumes --out benchmarks/results/volumes.json
 
-A detector is fitted on one slice or on all of one healthy head and judges others whole, once with the positions of the
-slices and once without, as version 0.1 did. A volume's score is the mean of its three highest slice scores.
+A detector is fitted on one slice or on all of one healthy head, or on four, and judges others whole, once with the
+positions of the slices and once without, as version 0.1 did. A volume's score is the mean of its three highest slice
+scores. ``--tested`` takes other heads, for development.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,10 +26,10 @@ from oneshot_medad.evaluation import auroc, bootstrap_interval
 from oneshot_medad.images.read import expand, read_image
 from oneshot_medad.studies.volume import TOP
 
-REFERENCES = {"the volume": "", "one slice": "[axial 6]"}
-"""What of the reference head a detector is fitted on."""
-TESTED, FITTED = 1000, 5000
-"""First seeds of the heads that are judged and of those fitted on."""
+REFERENCES = {"the volume": (1, ""), "four volumes": (4, ""), "one slice": (1, "[axial 6]")}
+"""How many reference heads a detector is fitted on, and what of each."""
+TESTED, FITTED, APART = 1000, 5000, 100
+"""First seeds of the heads that are judged and of those fitted on, and from one head of a fit to the next."""
 
 
 def remember(vision: torch.nn.Module) -> Callable:
@@ -49,10 +51,10 @@ def remember(vision: torch.nn.Module) -> Callable:
     return forward_all
 
 
-def tested(count: int, folder: Path) -> dict[Path, Head]:
-    """``count`` healthy heads and as many sick ones, as files."""
-    heads = {f"healthy{i}": simulate(TESTED + i) for i in range(count)}
-    heads |= {f"{KINDS[i % 4]}{i}": simulate(TESTED + count + i, KINDS[i % 4]) for i in range(count)}
+def tested(first: int, count: int, folder: Path) -> dict[Path, Head]:
+    """``count`` healthy heads and as many sick ones, as files; ``first`` is the first one's seed."""
+    heads = {f"healthy{i}": simulate(first + i) for i in range(count)}
+    heads |= {f"{KINDS[i % 4]}{i}": simulate(first + count + i, KINDS[i % 4]) for i in range(count)}
     return {head.save(folder / f"{name}.nii"): head for name, head in heads.items()}
 
 
@@ -108,6 +110,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--count", type=int, default=20, help="healthy heads, and as many sick ones")
     parser.add_argument("--seeds", type=int, default=3, help="heads to fit on, one at a time")
     parser.add_argument("--steps", type=int, help="training steps of each fit; default the recipe's")
+    parser.add_argument("--tested", type=int, default=TESTED, help="first seed of the heads that are judged")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
     found: dict[str, list[dict]] = {}
@@ -115,13 +118,14 @@ def main(arguments: list[str]) -> None:
     vision.forward_all = remember(vision)
     try:
         with TemporaryDirectory() as scratch:
-            heads = tested(args.count, Path(scratch))
+            heads = tested(args.tested, args.count, Path(scratch))
             for seed in range(args.seeds):
-                path = simulate(FITTED + seed).save(Path(scratch) / f"reference{seed}.nii")
-                for part, positions in ((part, known) for part in REFERENCES for known in (True, False)):
+                for (part, (count, where)), positions in product(REFERENCES.items(), (True, False)):
                     name = f"{part}, {'' if positions else 'no '}positions"
+                    seeds = [FITTED + seed + APART * i for i in range(count)]
+                    paths = [simulate(one).save(Path(scratch) / f"reference{one}.nii") for one in seeds]
                     detector = AnomalyDetector(random_state=seed, n_steps=args.steps)
-                    detector.fit(slices_of(f"{path}{REFERENCES[part]}", positions))
+                    detector.fit([image for path in paths for image in slices_of(f"{path}{where}", positions)])
                     found.setdefault(name, []).append(measure(detector, heads, positions))
                     print(seed, name, f"{found[name][-1]['auroc']:.3f}", flush=True)
                     args.out.write_text(json.dumps({"environment": environment(), "found": found}, indent=1) + "\n")

@@ -158,7 +158,7 @@ def test_simulated_heads_differ_and_show_their_lesions():
 @pytest.mark.slow
 def test_volumes_end_in_a_table(small, tmp_path, monkeypatch):
     monkeypatch.setitem(config.RECIPES, "default", small)
-    monkeypatch.setattr(volumes, "REFERENCES", {"the middle": "[axial 4:7]"})
+    monkeypatch.setattr(volumes, "REFERENCES", {"the middle": (1, "[axial 4:7]")})
     out = tmp_path / "volumes.json"
     volumes.main(["--count", "2", "--seeds", "1", "--out", str(out)])
     found = json.loads(out.read_text())["found"]

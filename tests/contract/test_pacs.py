@@ -2,12 +2,7 @@
 
 import base64
 import csv
-import json
 import re
-import shutil
-import socket
-import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
@@ -19,6 +14,8 @@ from dicom_files import write_dicom
 from pydicom.uid import generate_uid
 from series_files import SERIES, STUDY, write_series
 
+from benchmarks.study import ORTHANC, PLUGIN
+from benchmarks.study import orthanc as serving
 from oneshot_medad import AnomalyDetector, archive
 from oneshot_medad.archive.addresses import at_hand
 from oneshot_medad.cli import main
@@ -27,8 +24,6 @@ from oneshot_medad.images.read import read_image
 from oneshot_medad.studies import dicomweb
 from oneshot_medad.studies.client import client_of
 
-ORTHANC = shutil.which("Orthanc") or shutil.which("orthanc", path="/usr/sbin:/usr/bin")
-PLUGIN = next(iter(Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb.so*")), None)
 pytestmark = [
     pytest.mark.enable_socket,
     pytest.mark.allow_hosts(["127.0.0.1"]),
@@ -40,42 +35,8 @@ MAP, SEGMENTATION = "1.2.840.10008.5.1.4.1.1.30", "1.2.840.10008.5.1.4.1.1.66.4"
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("orthanc")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (folder / "orthanc.json").write_text(
-        json.dumps(
-            {
-                "Name": "test",
-                "StorageDirectory": str(folder / "db"),
-                "IndexDirectory": str(folder / "db"),
-                "HttpPort": port,
-                "HttpServerEnabled": True,
-                "DicomServerEnabled": False,
-                "RemoteAccessAllowed": False,
-                "AuthenticationEnabled": True,
-                "RegisteredUsers": {"reader": SECRET},
-                "Plugins": [str(PLUGIN)],
-                "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-            }
-        )
-    )
-    log = (folder / "log").open("w")
-    process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=log, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(200):
-            try:
-                with socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/dicom-web"
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
+    with serving(tmp_path_factory.mktemp("orthanc"), {"reader": SECRET}) as url:
+        yield url
 
 
 @pytest.fixture
@@ -196,16 +157,16 @@ def test_credentials_may_stand_in_netrc(orthanc, tmp_path, monkeypatch):
     assert client_of(orthanc).search_for_studies() is not None
 
 
-def test_single_images_get_captures(orthanc, credentials, saved, tmp_path):
+def test_single_images_get_captures_and_segmentations(orthanc, credentials, saved, tmp_path):
     study = generate_uid()
     about = {"StudyInstanceUID": study, "SeriesInstanceUID": generate_uid(), "Modality": "DX", "PatientID": "P-8"}
     image = np.random.default_rng(0).integers(0, 255, (32, 24)).astype(np.uint8)
     dicomweb.store(orthanc, [write_dicom(tmp_path / "a.dcm", image, **about)])
     (one,) = dicomweb.judge_study(AnomalyDetector.from_pretrained(saved), orthanc, study, store=True, folder=tmp_path)
-    assert (one.verdict, one.modality, one.volumes, len(one.stored)) == ("abnormal", "DX", [], 1)
+    assert (one.verdict, one.modality, one.volumes, len(one.stored)) == ("abnormal", "DX", [], 2), one.reason
     assert (tmp_path / one.series / "000000.dcm").exists()
     found = client_of(orthanc).search_for_instances(study_instance_uid=study)
-    assert sorted(one["00080060"]["Value"][0] for one in found) == ["DX", "OT"]
+    assert sorted(one["00080060"]["Value"][0] for one in found) == ["DX", "OT", "SEG"]
 
 
 def test_the_page_on_archives_runs(orthanc, credentials, saved, tmp_path, monkeypatch, capsys):

@@ -5,9 +5,11 @@ import subprocess
 
 import highdicom as hd
 import numpy as np
+import PIL.Image
 import pydicom
 import pytest
 from dicom_files import write_dicom
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 from series_files import CORONAL, FRAME, STUDY, write_enhanced, write_series
 
 from oneshot_medad import Predictions, slices
@@ -190,3 +192,87 @@ def test_one_of_several_volumes_in_a_file_is_refused_by_name(tmp_path):
             with pytest.raises(ConfigError, match=r"one of several volumes in a file of 12 frames.*NIfTI"):
                 save(tmp_path / "object.dcm")
         assert volume.save(tmp_path / "heat.nii.gz").is_file()
+
+
+def single(path, score=1.0, frame=None):
+    """The prediction of one image of ``SHAPE``, with a bright patch in its heatmap."""
+    heatmap = np.full(SHAPE[1:], 0.01, np.float32)
+    heatmap[4:9, 5:8] = 1.25
+    about = {"detector_sha256": "a" * 64, "threshold_rule": "expected"}
+    (source,) = expand(path) if frame is None else [expand(path)[frame]]
+    return Predictions(
+        np.array([score]), [heatmap], 0.5, [name_of(source, 0)], sources=[source], provenance=about
+    ), heatmap
+
+
+@pytest.fixture
+def lone_slice(tmp_path):
+    planes = np.random.default_rng(0).integers(0, 4000, (1, *SHAPE[1:])).astype(np.uint16)
+    (path,) = write_series(tmp_path / "scan", planes, spacing=(1, 1), SliceThickness=3, Laterality="L")
+    return path
+
+
+@pytest.fixture
+def radiograph(tmp_path):
+    image = np.random.default_rng(0).integers(0, 4000, SHAPE[1:]).astype(np.uint16)
+    about = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": STUDY + ".9", "Modality": "DX", "PixelSpacing": [1, 1]}
+    kind = {"SOPClassUID": DigitalXRayImageStorageForPresentation, "ImageType": ["ORIGINAL", "PRIMARY"]}
+    return write_dicom(tmp_path / "x.dcm", image, **{**ABOUT, **about, **kind})
+
+
+def test_a_lone_slice_gets_a_map_and_a_segmentation(lone_slice, tmp_path):
+    predictions, heatmap = single(lone_slice)
+    ds = pydicom.dcmread(predictions.save_parametric_map(0, tmp_path / "map.dcm"))
+    assert (ds.StudyInstanceUID, ds.FrameOfReferenceUID, ds.NumberOfFrames) == (STUDY, FRAME, 1)
+    assert np.array_equal(hd.pm.ParametricMap.from_dataset(ds).get_volume().array[0], heatmap)
+    assert "abnormal: score 1, threshold 0.5 (expected)" in ds.ImageComments
+    files = predictions.save_objects(0, tmp_path / "both")
+    assert [path.name for path in files] == ["both.map.dcm", "both.seg.dcm"]
+    found = hd.seg.Segmentation.from_dataset(pydicom.dcmread(files[1]))
+    uid = pydicom.dcmread(lone_slice).SOPInstanceUID
+    assert np.array_equal(found.get_pixels_by_source_instance([uid])[0, ..., 0], heatmap > 0.5)
+
+
+def test_a_radiograph_gets_a_segmentation_alone(radiograph, tmp_path):
+    predictions, heatmap = single(radiograph)
+    with pytest.raises(ConfigError, match=r"no frame of reference.*standard wants one.*segmentation"):
+        predictions.save_parametric_map(0, tmp_path / "map.dcm")
+    (path,) = predictions.save_objects(0, tmp_path / "both")
+    found = hd.seg.Segmentation.from_dataset(pydicom.dcmread(path))
+    uid = pydicom.dcmread(radiograph).SOPInstanceUID
+    assert np.array_equal(found.get_pixels_by_source_instance([uid])[0, ..., 0], heatmap > 0.5)
+    assert "FrameOfReferenceUID" not in found
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian's dicom3tools) is not installed")
+def test_objects_of_single_images_pass_the_standards_checker(lone_slice, radiograph, tmp_path):
+    files = single(lone_slice)[0].save_objects(0, tmp_path / "slice") + single(radiograph)[0].save_objects(
+        0, tmp_path / "radiograph"
+    )
+    files.append(single(radiograph)[0].save_segmentation(0, tmp_path / "fractions.dcm", fractional=True))
+    assert len(files) == 4
+    for path in files:
+        done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        assert "Error" not in done.stdout + done.stderr, (path.name, done.stderr)
+
+
+def test_single_images_that_get_no_object_say_why(lone_slice, radiograph, tmp_path, sample):
+    def refused(predictions, match, error=ConfigError):
+        with pytest.raises(error, match=match):
+            predictions.save_segmentation(0, tmp_path / "seg.dcm")
+
+    refused(single(lone_slice, score=0.1)[0], r"no place stands out \(it is called normal\)", ImageError)
+    refused(single(lone_slice, score=np.nan)[0], "nothing can be said.*not read", ImageError)
+    movie = write_dicom(tmp_path / "us.dcm", np.zeros((3, *SHAPE[1:]), np.uint8) + 7, Modality="US")
+    refused(single(movie, frame=1)[0], r"one of 3 frames that have no place")
+    predictions, heatmap = single(lone_slice)
+    refused(Predictions(np.ones(1), [heatmap], 0.5, ["0"], sources=[sample.images[0]]), "read from no file")
+    PIL.Image.fromarray(np.zeros(SHAPE[1:], np.uint8)).save(tmp_path / "a.png")
+    refused(Predictions(np.ones(1), [heatmap], 0.5, ["a"], sources=[tmp_path / "a.png"]), "no DICOM file")
+    refused(Predictions(np.ones(1), [heatmap[1:]], 0.5, ["a"], sources=[lone_slice]), "20 x 16 pixels", ImageError)
+    ds = pydicom.dcmread(lone_slice)
+    del ds.SliceThickness
+    ds.save_as(lone_slice)
+    refused(predictions, "does not say how thick")
+    write_series(tmp_path / "volume", np.zeros(SHAPE, np.uint8), spacing=(1, 1))
+    refused(single(tmp_path / "volume", frame=2)[0], "a slice of a volume.*volumes()")

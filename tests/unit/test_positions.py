@@ -11,6 +11,7 @@ from benchmarks.heads import simulate
 from oneshot_medad import AnomalyDetector, slices
 from oneshot_medad._predicting import read_one, score
 from oneshot_medad.errors import ConfigError
+from oneshot_medad.nn.adapters import highest
 from oneshot_medad.nn.matching import References, match
 from oneshot_medad.scoring import Scorer
 from oneshot_medad.training.cache import COVER, MOST_SLICES, _most_different, _scattered, _unit
@@ -34,6 +35,9 @@ def test_near_references_are_those_in_reach_and_never_too_few():
     assert torch.equal(references.near(0.9).levels[0], levels[0][3:])
     assert references.near(float("nan")) is references
     assert References(levels, torch.ones(1, 2)).near(0.5).levels is levels
+    assert references.near(0.1, apart=True).positions.tolist() == pytest.approx([0.0, 0.05, 0.12])
+    alone = References(levels, torch.ones(1, 2), torch.zeros(6))
+    assert len(alone.near(0.0, apart=True).positions) == 6
 
 
 def test_the_spread_of_slices_is_that_to_their_neighbours():
@@ -67,11 +71,28 @@ def test_a_slice_scores_as_against_the_references_near_it_alone(detector, head):
     alone = Scorer(scorer.model, scorer.text, References(near.levels, near.spread), None, scorer.subspace, scorer.kinds)
     for name in ("n_images", "offsets", "weights"):
         getattr(alone, name).copy_(getattr(scorer, name))
-    (expected, map_, _, _) = next(score(replace(fitted, scorer=alone), [image], True))
-    assert found == pytest.approx(expected, abs=1e-5)
-    np.testing.assert_allclose(heatmap, map_, atol=1e-4)
+    (whole, map_, _, _) = next(score(replace(fitted, scorer=alone), [image], True))
+    np.testing.assert_allclose(heatmap - heatmap.mean(), map_ - map_.mean(), atol=1e-4)
+    assert found != pytest.approx(whole, abs=0.1)  # judged by its places alone, without what it is as a whole
     (elsewhere, _, _, _) = next(score(fitted, [replace(image, position=None)], True))
     assert elsewhere != found
+
+
+def test_slices_are_scored_by_their_highest_places(detector, head):
+    scorer, levels = detector._fitted.scorer, detector._fitted.scorer.references().levels
+    moved = [level[:2] + 0.1 * torch.randn(2, *level.shape[1:]) for level in levels]
+    for maps, scores in scorer.branches(None, moved, None, torch.tensor([0.3, 0.5])).values():
+        torch.testing.assert_close(scores, highest(maps, scorer.recipe.top_fraction))
+
+
+def test_views_that_set_the_scale_are_compared_with_other_slices(detector):
+    scorer, levels = detector._fitted.scorer, detector._fitted.scorer.references().levels
+    where = scorer.references().positions[:1]
+    own, others = (
+        scorer.branches(None, [level[:1] for level in levels], None, where, apart=apart)["distance"][1]
+        for apart in (False, True)
+    )
+    assert own < others
 
 
 def test_slices_beyond_the_references_are_not_judged(detector, head, tmp_path):

@@ -85,11 +85,18 @@ class References:
             found.append(torch.cat(each, dim=1).mean(dim=(1, 2, 3)).clamp(min=1e-3))
         return cls(list(levels), torch.stack(found), positions)
 
-    def near(self, position: float) -> References:
-        """Those that a slice at ``position`` is compared with; all of them where a position is not known (NaN)."""
+    def near(self, position: float, apart: bool = False) -> References:
+        """Those that a slice at ``position`` is compared with; all of them where a position is not known (NaN).
+
+        ``apart`` leaves out those at just this position, as a view of one of them must be judged if it stands for a
+        slice of another volume; if there are no others, none is left out.
+        """
         if self.positions is None or position != position:
             return self
-        kept = _near(self.positions, position, LEAST_NEAR)
+        others = (self.positions != position).nonzero()[:, 0]
+        if not apart or not len(others):
+            others = torch.arange(len(self.positions), device=self.positions.device)
+        kept = others[_near(self.positions[others], position, LEAST_NEAR)]
         return References([level[kept] for level in self.levels], self.spread, self.positions[kept])
 
     def to(self, device: torch.device) -> References:

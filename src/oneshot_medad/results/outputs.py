@@ -144,7 +144,8 @@ class Outputs:
                 if path.parent.name == HEATMAPS:
                     overlay.unlink(missing_ok=True)
                 for suffix in (MAP, SEGMENTATION):
-                    path.with_name(path.name.removesuffix(".nii.gz") + suffix).unlink(missing_ok=True)
+                    stem = path.name.removesuffix(".nii.gz").removesuffix(".dcm")
+                    path.with_name(stem + suffix).unlink(missing_ok=True)
         drop(self.table, images, first_cell, header=1)
         drop(self._audit, images, recorded_name)
         drop(self._volumes, volumes, first_cell, header=1)

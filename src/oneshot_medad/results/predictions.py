@@ -295,6 +295,24 @@ class Predictions:
 
         return save_heatmaps(self, Path(folder), start, format)
 
+    def save_parametric_map(self, i: int, path: str | Path) -> Path:
+        """Write the raw heatmap of a single DICOM image as `Volume.save_parametric_map` does; see `results.objects`."""
+        from oneshot_medad.results.objects import save_parametric_map
+
+        return save_parametric_map(self, i, path)
+
+    def save_segmentation(self, i: int, path: str | Path, fractional: bool = False) -> Path:
+        """Write the regions of a single DICOM image as `Volume.save_segmentation` does; see `results.objects`."""
+        from oneshot_medad.results.objects import save_segmentation
+
+        return save_segmentation(self, i, path, fractional)
+
+    def save_objects(self, i: int, stem: Path) -> list[Path]:
+        """Write what of both the standard has for a single DICOM image to files that begin with ``stem``."""
+        from oneshot_medad.results.objects import save_objects
+
+        return save_objects(self, i, stem)
+
     def regions(self, i: int) -> list[Region]:
         """Connected places of image ``i`` that exceed the limit its score has passed, highest first.
 

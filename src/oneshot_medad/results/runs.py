@@ -128,6 +128,8 @@ class Run:
         files: list[Path | None] = [None] * len(rows)
         if self.form is not None:
             files = predictions.save_heatmaps(out.out / HEATMAPS, start, self.form)
+        if self.form == "dicom":
+            _objects(predictions, step.sources, files)
         if out.overlays:
             predictions.save_heatmaps(out.out / OVERLAYS, start, "overlay")
         for row, file in zip(rows, files, strict=True):
@@ -164,6 +166,14 @@ class Run:
             one = self._made.pop(volume_name(step.volume))
             volumes.append(self._outputs.put(one, self._number, _stem(step.volume)))
         return rows, records, volumes
+
+
+def _objects(predictions: Any, sources: Sequence[Any], captures: Sequence[Path | None]) -> None:
+    """Maps and segmentations beside the captures of single DICOM images, where they can have any."""
+    for i, (source, capture) in enumerate(zip(sources, captures, strict=True)):
+        if capture is not None and not is_part_of_volume(source):
+            with suppress(ConfigError, ImageError):  # the capture is there
+                predictions.save_objects(i, capture.with_suffix(""))
 
 
 def listed_name(source: Any) -> str:

@@ -162,35 +162,40 @@ class Scorer(nn.Module):
         features: list[torch.Tensor],
         mirrored: list[torch.Tensor] | None = None,
         positions: torch.Tensor | None = None,
+        apart: bool = False,
     ) -> Found:
         """Map, on the latent grid, and image scores of every branch.
 
         ``z`` may be None if no branch reads it; the features of the mirror images are needed if the recipe says so.
         ``positions`` (B,) are those of slices in their volumes, NaN where they are not known: a slice is compared with
-        references near its own position, if these have any.
+        references near its own position (``apart`` from those at just this one), if these have any. A detector of
+        slices scores by the highest places alone: as a whole, slices differ more by where they were cut than by health.
         """
-        references = self.references()
-        found = _each(self._of_features, features, references, positions)
-        if mirrored is not None:
-            for branch, (maps, scores) in _each(self._of_features, mirrored, references, positions).items():
-                maps_before, scores_before = found[branch]
-                found[branch] = (maps_before + maps.flip(-1)) / 2, (scores_before + scores) / 2
+        near = positions, apart
+        found = _each(self._of_pairs, [*features, *(mirrored or [])], self.references(), *near)
         if z is not None and "latent" in self.recipe.branches:
-            found |= _each(self._of_latents, self.model.projection(z), self.references("latent_"), positions)
+            found |= _each(self._of_latents, self.model.projection(z), self.references("latent_"), *near)
         if z is not None and "deviation" in self.recipe.branches:
             maps = self._deviation(z).clamp(min=LEAST).log()
             found["deviation"] = maps, highest(maps, self.recipe.top_fraction)
         size = (self.model.shapes.grid, self.model.shapes.grid)
-        return {
-            branch: (
-                F.interpolate(found[branch][0][:, None], size, mode="bilinear", align_corners=False)[:, 0],
-                found[branch][1],
-            )
-            for branch in self.recipe.branches
-        }
+        for branch, (maps, scores) in found.items():
+            maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+            found[branch] = maps, highest(maps, self.recipe.top_fraction) if self.span else scores
+        return found
 
     def _of_latents(self, projected: list[torch.Tensor], references: References | None) -> Found:
         return {"latent": self._learned("latent", self.model.judge("latent", projected, self.text, references))}
+
+    def _of_pairs(self, features: list[torch.Tensor], references: References | None) -> Found:
+        """The same, averaged with what the mirror images say whose levels may follow those of the images."""
+        levels = len(self.model.shapes.levels)
+        found = self._of_features(features[:levels], references)
+        if len(features) > levels:
+            for branch, (maps, scores) in self._of_features(features[levels:], references).items():
+                maps_before, scores_before = found[branch]
+                found[branch] = (maps_before + maps.flip(-1)) / 2, (scores_before + scores) / 2
+        return found
 
     def _of_features(self, features: list[torch.Tensor], references: References | None) -> Found:
         """The branches that read vision features; what they compare with is looked up once."""
@@ -258,8 +263,9 @@ class Scorer(nn.Module):
         2·AUROC − 1. The whole is shifted and scaled so that the median normal view scores 0, and 1 is what nine of ten
         further normal images are expected to stay below (`HEADROOM`).
         """
-        normal = self.branches(*_inputs(views.held_normal, device))
-        lesion = self.branches(*_inputs(views.held_lesion, device))
+        # views of slices stand for slices of other volumes, whose own image is not among the references
+        normal = self.branches(*_inputs(views.held_normal, device), apart=True)
+        lesion = self.branches(*_inputs(views.held_lesion, device), apart=True)
         weights = []
         for i, (branch, weight) in enumerate(self.recipe.branches.items()):
             low, high = normal[branch][1].cpu(), lesion[branch][1].cpu()
@@ -308,17 +314,20 @@ def _each(
     features: list[torch.Tensor],
     references: References | None,
     positions: torch.Tensor | None,
+    apart: bool,
 ) -> Found:
     """What is found in a batch at once, or image by image where each is compared with references near its position."""
     if positions is None or references is None or references.positions is None:
         return compute(features, references)
-    parts = [compute([f[i : i + 1] for f in features], references.near(p)) for i, p in enumerate(positions.tolist())]
+    parts = [
+        compute([f[i : i + 1] for f in features], references.near(float(p), apart)) for i, p in enumerate(positions)
+    ]
     return {
         branch: (torch.cat([part[branch][0] for part in parts]), torch.cat([part[branch][1] for part in parts]))
         for branch in parts[0]
     }
 
 
-def _inputs(views: Encoded, device: torch.device) -> tuple[Any, ...]:
+def _inputs(views: Encoded, device: torch.device) -> tuple[Any, Any, Any, Any]:
     there = views.to(device)
     return there.z, there.features, there.mirrored, there.positions

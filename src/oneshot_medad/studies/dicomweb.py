@@ -105,8 +105,8 @@ def judge_study(
     study
         Its StudyInstanceUID.
     store
-        Store what was found back: of a volume a Parametric Map and, if it has regions, a Segmentation; of single images
-        that were judged secondary captures.
+        Store what was found back: a Parametric Map and, if there are regions, a Segmentation, of every volume and of
+        every single image that can have them (`Predictions.save_parametric_map`); of single images captures, too.
     folder
         Where to keep the images that are fetched, by series; None drops those of each series before the next.
 
@@ -205,7 +205,13 @@ def _objects(one: Judged, aside: Path) -> list[Path]:
         except (ConfigError, ImageError) as error:
             one.reason = printable(str(error))
     if one.predictions is not None and not one.volumes:
-        files += filter(None, one.predictions.save_heatmaps(aside / "captures", format="dicom"))
+        captures = one.predictions.save_heatmaps(aside / "captures", format="dicom")
+        for i, capture in ((i, capture) for i, capture in enumerate(captures) if capture):
+            files.append(capture)
+            try:
+                files += one.predictions.save_objects(i, capture.with_suffix(""))
+            except (ConfigError, ImageError) as error:
+                one.reason = printable(str(error))
     return files
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ class Volume:
         The limit is ``threshold`` for an abnormal volume and ``uncertain_from`` for an uncertain one; a volume that is
         called normal has none, whatever single places exceed.
         """
+        return list(self._regions)
+
+    @cached_property
+    def _regions(self) -> list[VolumeRegion]:
         along, backwards = self.grid.stored_axis(self.axis)
         return find_volume_regions(self.heatmap, self.limit, self.affine, along, backwards)
 
@@ -200,9 +205,9 @@ class Volume:
         ExtraError
             highdicom is not installed: ``pip install "oneshot-medad[dicom]"``.
         """
-        from oneshot_medad.studies.objects import write_parametric_map
+        from oneshot_medad.studies.objects import finding_of, write_parametric_map
 
-        return write_parametric_map(self, Path(path))
+        return write_parametric_map(finding_of(self), Path(path))
 
     def save_segmentation(self, path: str | Path, fractional: bool = False) -> Path:
         """Write the `regions` of a DICOM series as a Segmentation that refers to its images.
@@ -224,9 +229,9 @@ class Volume:
         ExtraError
             highdicom is not installed: ``pip install "oneshot-medad[dicom]"``.
         """
-        from oneshot_medad.studies.objects import write_segmentation
+        from oneshot_medad.studies.objects import finding_of, write_segmentation
 
-        return write_segmentation(self, Path(path), fractional)
+        return write_segmentation(finding_of(self), Path(path), fractional)
 
     def save_objects(self, stem: Path) -> list[Path]:
         """Write the parametric map, and the segmentation if there are regions, to files that begin with ``stem``."""

@@ -93,7 +93,7 @@ def table(found: dict) -> str:
         f"| driver's memory, first and last quarter, MiB | {driver[0]:.0f}, {driver[1]:.0f} |",
         f"| memory of the process with the detector, MiB | {judge[0]:.0f}, {judge[1]:.0f} |",
         "",
-        f"The default detector takes {found['default_ms']:.0f} ms an image and core; at {CORE_HOUR} dollars a core and hour:",
+        f"The default detector takes {found['default_ms']:.0f} ms an image; at {CORE_HOUR} dollars a core and hour:",
         "",
         "| images | core hours | on 64 cores, h | dollars | manifest, GB | checkpoint, GB | rows, GB |",
         "|---|---|---|---|---|---|---|",

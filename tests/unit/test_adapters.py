@@ -78,6 +78,13 @@ def test_context_adapters_read_the_references_and_judge_each_image_by_itself(ada
     torch.testing.assert_close(alone.image, judged.image[:1])
 
 
+def test_an_image_that_equals_a_reference_is_judged_too(adapters, text):
+    features = levels(1, 1)
+    judged = adapters(features, text, 10.0, References.of([torch.cat([f, f + 1]) for f in features]))
+    assert judged.probability.isfinite().all()
+    assert judged.image.isfinite().all()
+
+
 def test_with_residuals_alone_a_common_shift_of_all_features_changes_nothing(adapters, text):
     features, references = levels(2, 1), levels(3, 2)
     shift = [torch.randn(1, c, 1, 1) for c, _ in GRIDS]

@@ -177,7 +177,8 @@ class ContextAdapters(nn.Module):
         else:
             spread = distance.new_tensor(3.0)
         least = distance.amin(dim=1)
-        scalars = [least / size, (least / spread.clamp(min=0.3)).log(), (spread / size).expand(len(least))]
+        relative = (least / spread.clamp(min=0.3)).clamp(min=SMALLEST).log()  # an image may equal a reference
+        scalars = [least / size, relative, (spread / size).expand(len(least))]
         shown = image * 0 if residuals_alone else image
         return torch.cat([shown, image - normal[closest], torch.stack(scalars, dim=1), *lengths], dim=1)
 

@@ -95,7 +95,7 @@ def _read(name: str) -> dict:
 SUMMARIES: dict[str, Callable[[], str]] = {
     "overview": lambda: overview(_read("transfer")["found"]),
     "overview-zh": lambda: overview(_read("transfer")["found"], chinese=True),
-    "reference": lambda: reference(_read("ablation")),
+    "reference": lambda: reference(_read("recipes")),
 }
 
 

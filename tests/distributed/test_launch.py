@@ -27,7 +27,7 @@ print("rank", os.environ["RANK"], "history", detector.history_[-1]["loss"])
 """
 
 
-def launch(tmp_path, recipe, fault="none", processes=2):
+def launch(tmp_path, recipe, fault="none", processes=2, parts=1):
     script = tmp_path / "fit.py"
     script.write_text(SCRIPT)
     command = [
@@ -35,7 +35,7 @@ def launch(tmp_path, recipe, fault="none", processes=2):
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         str(script), str(tmp_path / "detector"), fault, json.dumps(recipe.to_dict()),
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": str(parts)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -44,8 +44,9 @@ def recipe(small):
     return replace(small, batch_size=4, n_steps=3, learning_rate=1e-3)
 
 
-def test_two_processes_give_the_detector_of_one(tmp_path, recipe, sample):
-    done = launch(tmp_path, recipe)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_processes_give_the_detector_of_one(tmp_path, recipe, sample, parts):
+    done = launch(tmp_path, recipe, parts=parts)
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [line.split()[-1] for line in done.stdout.splitlines() if "history" in line]
     assert len(losses) == 2
@@ -73,3 +74,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, recipe):
     done = launch(tmp_path, replace(recipe, batch_size=3))
     assert done.returncode != 0
     assert "batch_size=3 in 2 processes" in done.stderr
+    done = launch(tmp_path, replace(recipe, batch_size=2), parts=2)
+    assert done.returncode != 0
+    assert "batch_size=2 in 2 processes of 2 steps each" in done.stderr

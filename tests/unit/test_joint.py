@@ -15,7 +15,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def reference(small):
-    return replace(Recipe.named("reference"), n_views=4, n_held=3, n_steps=2, batch_size=3)
+    """With MediCLIP's softmax, as the equations have it."""
+    plain = replace(Recipe.named("reference"), logit_scale=1.0, learn_logit_scale=False)
+    return replace(plain, n_views=4, n_held=3, n_steps=2, batch_size=3)
 
 
 def build(recipe, backbone, views):

@@ -26,7 +26,15 @@ PHRASES: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 """What its published configurations read after the learned tokens."""
 
-RECIPE = replace(Recipe.named("reference"), deviations={}, n_lesions=1, branches={"clip": 1.0}, top_fraction=1e-3)
+RECIPE = replace(
+    Recipe.named("reference"),
+    deviations={},
+    n_lesions=1,
+    branches={"clip": 1.0},
+    logit_scale=1.0,
+    learn_logit_scale=False,
+    top_fraction=1e-3,
+)
 """The vision branch alone, with 1×1 adapters and no temperature; the score is the highest cell, as MediCLIP's."""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from oneshot_medad._runtime import Drawing
+from oneshot_medad._runtime import Drawing, process_count
 from oneshot_medad.backbones import Backbone
 from oneshot_medad.config import Recipe
 from oneshot_medad.nn.matching import References
@@ -41,7 +41,8 @@ def fit_scorer(
     with Drawing(generator.initial_seed()):
         model = JointModel.build(recipe, backbone, views.normal, init).to(device)
     half = backbone.dtype == torch.bfloat16
-    model.to(memory_format=torch.channels_last)
+    if process_count() == 1:  # several processes average gradients in the other layout
+        model.to(memory_format=torch.channels_last)
     history = train(model, views, tower, generator, device, progress, half)
     model.to(memory_format=torch.contiguous_format)
     with torch.no_grad():

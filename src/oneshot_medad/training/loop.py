@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +38,8 @@ def train(
     """Train ``model`` in place with one optimiser for all its parts.
 
     In several processes (``accelerate launch``) all draw the same batches, each takes its share, and the gradients are
-    averaged: the detector is that of one process.
+    averaged: the detector is that of one process. So it is if a process takes its share in several parts to save memory
+    (accelerate's ``ACCELERATE_GRADIENT_ACCUMULATION_STEPS`` in the environment).
 
     Parameters
     ----------
@@ -67,11 +68,10 @@ def train(
     )
     history: list[dict[str, float]] = []
     with _accelerator(device, half) as accelerator:
-        processes = accelerator.num_processes
-        if recipe.batch_size % processes:
-            raise ConfigError(
-                f"Got batch_size={recipe.batch_size} in {processes} processes; wanted a multiple of them."
-            )
+        processes, parts = accelerator.num_processes, accelerator.gradient_accumulation_steps
+        if recipe.batch_size % (processes * parts):
+            shared = f"{processes} processes" + (f" of {parts} steps each" if parts > 1 else "")
+            raise ConfigError(f"Got batch_size={recipe.batch_size} in {shared}; wanted a multiple of them.")
         prepared, optimiser = accelerator.prepare(model, optimiser)
         try:
             prepared.train()
@@ -81,12 +81,18 @@ def train(
                 for group in optimiser.param_groups:
                     group["lr"] = recipe.learning_rate * _schedule(step / recipe.n_steps)
                 batch = draw_batch(views, recipe, generator, device)
-                losses = prepared(batch.share(accelerator.process_index, processes), text)
                 optimiser.zero_grad()
-                accelerator.backward(losses["loss"])
+                found: list[dict[str, torch.Tensor]] = []
+                for part in range(parts):
+                    share = batch.share(accelerator.process_index * parts + part, processes * parts)
+                    with nullcontext() if part + 1 == parts else accelerator.no_sync(prepared):
+                        losses = prepared(share, text)
+                        accelerator.backward(losses["loss"])  # divides by the number of parts
+                    found.append({name: value.detach() for name, value in losses.items()})
                 accelerator.clip_grad_norm_(prepared.parameters(), LONGEST_GRADIENT)
                 optimiser.step()
-                averaged = accelerator.reduce({name: value.detach() for name, value in losses.items()}, "mean")
+                mean = {name: torch.stack([one[name] for one in found]).mean() for name in found[0]}
+                averaged = accelerator.reduce(mean, "mean")
                 history.append({name: float(value) for name, value in averaged.items()})
                 if bar:
                     bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
